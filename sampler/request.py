@@ -1,0 +1,199 @@
+"""What crosses the border between the API process and the engine: requests in, deltas out.
+
+All types are frozen, hold plain values only and are encoded with msgspec.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class DecodingMode(StrEnum):
+    """Which steps may produce a request's tokens."""
+
+    AUTO = "auto"
+    AR = "ar"
+    DIFFUSION = "diffusion"
+    SPECULATIVE = "speculative"
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class TokenKind(StrEnum):
+    """How a token came to be final."""
+
+    AR = "ar"
+    DIFFUSION = "diffusion"
+    VERIFIED = "verified"
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingParams:
+    """The `decoding` object of a request; None means the family's default.
+
+    width:          rows drafted in a step
+    block_length:   grid of a block family, in positions
+    max_steps:      denoising steps a canvas may take before it is handed to AR
+    rule:           name of the rule that accepts drafted tokens (sampler/acceptance.py)
+    confidence:     accept a draft with at least this probability, in (0, 1]
+    entropy_bound:  nats of dependence allowed per step
+    margin:         accept a draft whose two best probabilities differ by at least this
+    factor:         the factor rule's f
+    quota:          tokens accepted per step
+    steps:          denoising steps of a schedule
+    alpha_0:        share of tokens decoded by diffusion (Eso-LM), in [0, 1]
+    infill_length:  positions to fill before a given suffix
+    trace:          report step, kind and uncertainty of every token
+    """
+
+    mode: DecodingMode = DecodingMode.AUTO
+    width: int | None = None
+    block_length: int | None = None
+    max_steps: int | None = None
+    rule: str | None = None
+    confidence: float | None = None
+    entropy_bound: float | None = None
+    margin: float | None = None
+    factor: float | None = None
+    quota: int | None = None
+    steps: int | None = None
+    alpha_0: float | None = None
+    infill_length: int | None = None
+    trace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the tokens of one request are chosen; ranges are checked by `check_sampling_params`.
+
+    max_tokens:         answer tokens at most, at least 1
+    min_tokens:         no stop token is drawn before so many
+    temperature:        0 takes the most likely token
+    top_k:              0 keeps every token
+    top_p, min_p:       kept probability mass; smallest probability relative to the best
+    seed:               int64, or None for one that differs from request to request
+    presence_penalty, frequency_penalty: subtracted from logits, counted over answer tokens
+    repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or
+                        answer; 1 is off
+    logit_bias:         (token id, value added to its logit)
+    allowed_token_ids:  only these may be drawn, or None for all
+    stop_token_ids:     end the answer like the model's own end-of-text tokens
+    ignore_eos:         the model's own end-of-text tokens do not end the answer
+    logprobs:           so many best alternatives with each token; 0 reports the token alone,
+                        None nothing
+    prompt_logprobs:    the same for the prompt's tokens
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    decoding: DecodingParams = field(default_factory=DecodingParams)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asked for, as token ids; built by `server/translate.py`, never changed.
+
+    id:        unique among all requests of the process
+    prompt:    token ids, at least one
+    suffix:    token ids that follow the answer (infill), empty for none
+    priority:  lower runs first; equal ones in order of arrival
+    arrived_s: monotonic seconds
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    suffix: tuple[int, ...] = ()
+    priority: int = 0
+    arrived_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely a token was when it was accepted.
+
+    logprob: nats, of the untempered distribution after penalties and bias
+    top:     the best alternatives as (token id, logprob), best first
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTrace:
+    """How a token came: step of its sequence (from 0), kind, uncertainty in [0, 1]."""
+
+    step: int
+    kind: TokenKind
+    uncertainty: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStats:
+    """What a finished request cost; times are monotonic seconds of the machine.
+
+    cached_tokens:  prompt tokens found in the prefix cache when it was first scheduled
+    steps:          forwards in which the sequence had rows after its prompt was settled
+    ar_tokens, diffusion_tokens, verified_tokens: answer tokens by how they came
+    revised_tokens: tokens reopened or replaced after they were first filled
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    answer_tokens: int
+    steps: int
+    ar_tokens: int
+    diffusion_tokens: int
+    verified_tokens: int
+    revised_tokens: int
+    num_preemptions: int
+    scheduled_s: float
+    first_token_s: float
+    finished_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Tokens of one request that became final with no gap before them, in text order.
+
+    A request gets any number of deltas; the last one, and only it, has `finish`. A stop token
+    that ended the answer is in `token_ids` as the last one and `stop_token_id` names it.
+
+    logprobs:        one per token when asked for, else empty
+    trace:           one per token when asked for, else empty
+    prompt_logprobs: with the first delta when asked for: one per prompt token after the first
+    error:           what went wrong, when finish is ERROR
+    stats:           with the last delta
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    trace: tuple[TokenTrace, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    finish: FinishReason | None = None
+    stop_token_id: int | None = None
+    error: str | None = None
+    stats: RequestStats | None = None
