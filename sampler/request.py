@@ -109,6 +109,28 @@ class SamplingParams:
     decoding: DecodingParams = field(default_factory=DecodingParams)
 
 
+def is_special(params: SamplingParams) -> bool:
+    """Whether a request's rows need more than temperature, top-k, top-p and min-p."""
+    return bool(
+        params.min_tokens
+        or params.presence_penalty
+        or params.frequency_penalty
+        or params.repetition_penalty != 1.0
+        or params.logit_bias
+        or params.allowed_token_ids is not None
+        or params.logprobs is not None
+        or params.decoding.trace
+        or params.prompt_logprobs is not None
+    )
+
+
+def has_penalties(params: SamplingParams) -> bool:
+    """Whether the request's logits depend on the tokens before."""
+    return bool(
+        params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a client asked for, as token ids; built by `server/translate.py`, never changed.

@@ -1,0 +1,105 @@
+"""Random numbers that are a function of integers alone, so that no batch can change them.
+
+A number is drawn for (seed, position, purpose, attempt, token id). The first four are mixed into
+a key of 64 bits per row (splitmix64); a keyed 32-bit hash of the token id follows (the `lowbias32`
+finaliser with the second half of the key added between its rounds). All of it is wrapping integer
+arithmetic: CPU and GPU get the same integers, and so the same draws up to rounding of a logarithm.
+
+Shapes: R rows, N token ids.
+From: Steele, Lea and Flood 2014, Fast splittable pseudorandom number generators (splitmix64);
+Wellons 2018, Prospecting for hash functions (lowbias32).
+"""
+
+import torch
+from torch import Tensor
+
+PURPOSE_TARGET = 0
+PURPOSE_DRAFT = 1
+PURPOSE_ORDER = 2
+PURPOSE_LATENT = 3
+PURPOSE_CHOICE = 4
+
+# The hash multipliers as signed 32-bit integers; kernels use the same numbers unsigned.
+HASH_MULTIPLIER_1 = 0x7FEB352D
+HASH_MULTIPLIER_2 = 0x846CA68B - 2**32
+
+# 31 bits become a uniform number in (0, 1): the scale keeps the largest below 1 in float32, the
+# offset keeps the smallest above 0.
+UNIFORM_SCALE = 2.0**-31 * (1 - 2.0**-23)
+UNIFORM_OFFSET = 2.0**-33
+# Below this, -log(1 - u) is computed as u + u^2 / 2: 1 - u would round away the digits that
+# decide the largest Gumbel values. The next term is below 4e-7 of the result.
+SERIES_BELOW = 1e-3
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def noise_keys(seeds: Tensor, positions: Tensor, purposes: Tensor, attempts: Tensor) -> Tensor:
+    """Keys [R, 2] int32 of rows whose seeds, positions, purposes and attempts are [R] integers."""
+    mixed = _mix(seeds.long() + _GOLDEN)
+    mixed = _mix(mixed ^ (positions.long() * _MIX_2 + _GOLDEN))
+    counters = (attempts.long() << 8) | purposes.long()
+    return _mix(mixed + counters * _GOLDEN).view(torch.int32).view(-1, 2)
+
+
+def uniform_noise(
+    seeds: Tensor, positions: Tensor, purposes: Tensor, attempts: Tensor, token_ids: Tensor
+) -> Tensor:
+    """Uniform numbers [R, N] float32 in (0, 1); the first four are [R], token_ids is [N] integer."""
+    return uniform_from_keys(noise_keys(seeds, positions, purposes, attempts), token_ids)
+
+
+def gumbel_noise(
+    seeds: Tensor, positions: Tensor, purposes: Tensor, attempts: Tensor, token_ids: Tensor
+) -> Tensor:
+    """Standard Gumbel numbers [R, N] float32, all finite; arguments as for `uniform_noise`."""
+    return gumbel_from_keys(noise_keys(seeds, positions, purposes, attempts), token_ids)
+
+
+def uniform_from_keys(keys: Tensor, token_ids: Tensor) -> Tensor:
+    """Uniform numbers [R, N] in (0, 1) for keys [R, 2] int32 and token ids [N]."""
+    bits = _hash(keys, token_ids)
+    return bits.bitwise_and_(0x7FFFFFFF).float().mul_(UNIFORM_SCALE).add_(UNIFORM_OFFSET)
+
+
+def gumbel_from_keys(keys: Tensor, token_ids: Tensor) -> Tensor:
+    """Standard Gumbel numbers [R, N]: -log(-log(1 - u)) with full resolution where it is large."""
+    return log_exponential_from_keys(keys, token_ids).neg_()
+
+
+def log_exponential_from_keys(keys: Tensor, token_ids: Tensor) -> Tensor:
+    """Logarithms [R, N] of standard exponential numbers: the negative of a Gumbel number."""
+    uniform = uniform_from_keys(keys, token_ids)
+    series = torch.addcmul(uniform, uniform, uniform, value=0.5)
+    small = uniform < SERIES_BELOW
+    exponential = uniform.neg_().log1p_().neg_()
+    return torch.where(small, series, exponential, out=exponential).log_()
+
+
+def _hash(keys: Tensor, token_ids: Tensor) -> Tensor:
+    """Hash [R, N] int32; `>>` keeps the sign, so the copied sign bits are masked off."""
+    bits = token_ids.to(torch.int32) ^ keys[:, :1]
+    shifted = bits >> 16
+    bits ^= shifted.bitwise_and_(0xFFFF)
+    bits *= HASH_MULTIPLIER_1
+    bits += keys[:, 1:]
+    torch.bitwise_right_shift(bits, 15, out=shifted)
+    bits ^= shifted.bitwise_and_(0x1FFFF)
+    bits *= HASH_MULTIPLIER_2
+    torch.bitwise_right_shift(bits, 16, out=shifted)
+    bits ^= shifted.bitwise_and_(0xFFFF)
+    return bits
+
+
+def _mix(value: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64."""
+    value = (value ^ ((value >> 30) & 0x3FFFFFFFF)) * _MIX_1
+    value = (value ^ ((value >> 27) & 0x1FFFFFFFFF)) * _MIX_2
+    return value ^ ((value >> 31) & 0x1FFFFFFFF)

@@ -1,0 +1,54 @@
+"""Norms over the last dimension: root mean square with and without a residual, and layer norm.
+
+Shapes: T rows, d entries of the residual stream.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [T, d] divided by its root mean square, times weight [d]; computed in float32.
+
+    From: Zhang and Sennrich 2019, Root mean square layer normalization; arXiv 1910.07467.
+    """
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Define `rms_norm` in float32."""
+    wide = x.float()
+    mean_square = (wide * wide).sum(-1, keepdim=True) / x.shape[-1]
+    return (wide / torch.sqrt(mean_square + eps) * weight.float()).to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm of x + residual [T, d], and the sum itself (the next residual)."""
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
+def add_rms_norm_reference(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Define `add_rms_norm`; the sum is rounded to x's type before the norm."""
+    total = (x.float() + residual.float()).to(x.dtype)
+    return rms_norm_reference(total, weight, eps), total
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """x [T, d] with mean 0 and variance 1, times weight [d], plus bias [d] where there is one.
+
+    From: Ba, Kiros and Hinton 2016, Layer normalization; arXiv 1607.06450.
+    """
+    return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+
+def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """Define `layer_norm` in float32."""
+    wide = x.float()
+    centred = wide - wide.mean(-1, keepdim=True)
+    normed = centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + eps)
+    normed = normed * weight.float()
+    return (normed if bias is None else normed + bias.float()).to(x.dtype)

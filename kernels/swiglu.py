@@ -1,0 +1,27 @@
+"""Gated activation of a feed-forward layer.
+
+Shapes: T rows, I intermediate size.
+From: Shazeer 2020, GLU variants improve transformer; arXiv 2002.05202.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up [T, I] of gate_up [T, 2 I] (gate first).
+
+    Raises ValueError when the last dimension is odd.
+    """
+    if gate_up.shape[-1] % 2:
+        raise ValueError(f"gate_up must have an even last dimension, got {gate_up.shape[-1]}")
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+def swiglu_reference(gate_up: Tensor) -> Tensor:
+    """Define the operation in float32."""
+    intermediate = gate_up.shape[-1] // 2
+    gate, up = gate_up[..., :intermediate].float(), gate_up[..., intermediate:].float()
+    return (gate / (1 + torch.exp(-gate)) * up).to(gate_up.dtype)

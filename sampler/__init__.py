@@ -1,0 +1,40 @@
+"""Which sequence runs next and how; which tokens are accepted; which pages hold what; the loop."""
+
+from sampler.engine_client import EngineClient
+from sampler.engine_config import EngineConfig
+from sampler.engine_metrics import EngineMetrics
+from sampler.errors import EngineStopped, Overloaded, PromptTooLong, RequestError
+from sampler.messages import ModelInfo
+from sampler.request import (
+    DecodingMode,
+    DecodingParams,
+    Delta,
+    FinishReason,
+    Request,
+    RequestStats,
+    SamplingParams,
+    TokenKind,
+    TokenLogprob,
+    TokenTrace,
+)
+
+__all__ = [
+    "DecodingMode",
+    "DecodingParams",
+    "Delta",
+    "EngineClient",
+    "EngineConfig",
+    "EngineMetrics",
+    "EngineStopped",
+    "FinishReason",
+    "ModelInfo",
+    "Overloaded",
+    "PromptTooLong",
+    "Request",
+    "RequestError",
+    "RequestStats",
+    "SamplingParams",
+    "TokenKind",
+    "TokenLogprob",
+    "TokenTrace",
+]

@@ -1,0 +1,248 @@
+"""`Engine`: the loop's one step, from the requests that came in to the deltas that go out."""
+
+import logging
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from kernels import KVCache, allocate_kv_cache, page_bytes
+from sampler.advance import Advance
+from sampler.engine_config import EngineConfig
+from sampler.engine_metrics import EngineMetrics
+from sampler.errors import PromptTooLong, RequestError
+from sampler.messages import ModelInfo, StepOutput, TokenBatch
+from sampler.plan import Plan
+from sampler.request import Delta, FinishReason, Request
+from sampler.runner import HostScores, Runner
+from sampler.scheduler import Scheduler
+from sampler.score_spec import Vocabulary, build_score_spec
+from sampler.sequence_table import SequenceTable
+from sampler.span_rule import CausalSpans
+from sampler.step_input import StepInput, build_step_input
+from weights.families import FamilyRule
+from weights.network import Network
+
+log = logging.getLogger(__name__)
+
+_DEFAULT_CPU_CACHE_BYTES = 2 << 30
+_GPU_CACHE_SHARE = 0.9
+
+
+class Engine:
+    """Continuous batching over one network.
+
+    vocabulary: token ids that end an answer or are never drawn
+    clock:      monotonic seconds; a parameter so that tests need no time
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        rule: FamilyRule,
+        cache: KVCache,
+        vocabulary: Vocabulary,
+        config: EngineConfig,
+        context_length: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.context_length = context_length
+        self.vocabulary = vocabulary
+        self.rule = CausalSpans()
+        self.mask_token_id = rule.mask_token_id or 0
+        self.table = SequenceTable(
+            num_seats=config.max_sequences,
+            max_context=context_length,
+            page_size=cache.page_size,
+            any_order=False,
+        )
+        self.scheduler = Scheduler(
+            table=self.table,
+            rule=self.rule,
+            num_pages=cache.num_pages,
+            max_rows=config.max_rows,
+            eos_ids=vocabulary.eos_ids,
+            prefix_caching=config.prefix_caching,
+            seed=config.seed,
+        )
+        self.runner = Runner(network, cache)
+        self.advance = Advance(self.scheduler, vocabulary)
+        self.metrics = EngineMetrics(pages_total=cache.num_pages, page_size=cache.page_size)
+        self._device = cache.keys.device
+        self._clock = clock
+        self._refused: list[Delta] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether another step has anything to do."""
+        return self.scheduler.has_work or bool(self._refused)
+
+    def submit(self, request: Request) -> None:
+        """Take a request in; one that cannot be served is answered with an error delta."""
+        try:
+            self._check(request)
+            self.scheduler.add(request)
+        except (RequestError, ValueError) as error:
+            self._refused.append(
+                Delta(request_id=request.id, finish=FinishReason.ERROR, error=str(error))
+            )
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request; its pages are free when this returns."""
+        self.scheduler.cancel(request_id)
+
+    def reset(self) -> None:
+        """Forget the metrics and every page that nobody owns, as after warming up."""
+        self.scheduler.pool.drop_idle()
+        self.scheduler.prefix_queries = self.scheduler.prefix_hits = 0
+        self.metrics = EngineMetrics(
+            pages_total=self.metrics.pages_total, page_size=self.metrics.page_size
+        )
+
+    def step(self) -> StepOutput:
+        """Plan, run and apply one step; without work, only report."""
+        started_s = self._clock()
+        deltas, self._refused = self._refused, []
+        tokens = TokenBatch()
+        plan = self.scheduler.plan(now_s=started_s)
+        if plan is not None:
+            step = self._build(plan)
+            spec = build_score_spec(
+                step.scored,
+                self.table,
+                self.scheduler.records,
+                self.vocabulary,
+                device=self._device,
+            )
+            built_s = self._clock()
+            scores = self.runner.run(step, spec)
+            ran_s = self._clock()
+            tokens, more = self.advance.apply(plan, step.scored, scores, now_s=ran_s)
+            deltas.extend(more)
+            ended_s = self._clock()
+            self.metrics.network_time_s += ran_s - built_s
+            self.metrics.host_time_s += (built_s - started_s) + (ended_s - ran_s)
+            self._count(plan, scores, deltas, num_tokens=len(tokens.token_ids))
+            self.metrics.step_time_s.observe(ended_s - started_s)
+        self._gauge()
+        return StepOutput(tokens=tokens, deltas=deltas, metrics=self.metrics)
+
+    def _check(self, request: Request) -> None:
+        """Refuse what could never run; the API has checked this too, in its own words."""
+        length, params = len(request.prompt), request.params
+        if length == 0:
+            raise RequestError("the prompt is empty", field="prompt")
+        if params.max_tokens < 1:
+            raise RequestError(
+                f"max_tokens must be at least 1, got {params.max_tokens}", field="max_tokens"
+            )
+        if length + params.max_tokens > self.context_length:
+            raise PromptTooLong(
+                prompt_tokens=length,
+                max_tokens=params.max_tokens,
+                limit_tokens=self.context_length,
+            )
+        ids = np.asarray(request.prompt, dtype=np.int64)
+        if ids.min() < 0 or ids.max() >= self.vocabulary.size:
+            raise RequestError(
+                f"token ids must be between 0 and {self.vocabulary.size - 1}", field="prompt"
+            )
+
+    def _build(self, plan: Plan) -> StepInput:
+        wants = [
+            record is not None and record.request.params.prompt_logprobs is not None
+            for record in self.scheduler.records
+        ]
+        return build_step_input(
+            plan,
+            self.table,
+            self.rule,
+            mask_token_id=self.mask_token_id,
+            wants_prompt=np.array(wants) if any(wants) else None,
+            device=self._device,
+        )
+
+    def _count(
+        self, plan: Plan, scores: HostScores, deltas: list[Delta], *, num_tokens: int
+    ) -> None:
+        metrics = self.metrics
+        metrics.steps += 1
+        metrics.step_rows.observe(plan.num_rows)
+        metrics.rows_settled += int((plan.settle_stop - plan.first).sum())
+        metrics.rows_verified += int((plan.propose_stop - plan.settle_stop).sum())
+        metrics.rows_drafted += int((plan.draft_stop - plan.propose_stop).sum())
+        metrics.rows_scored += scores.token.size
+        metrics.generation_tokens += num_tokens + sum(len(delta.token_ids) for delta in deltas)
+        metrics.tokens_ar = metrics.generation_tokens
+        for delta in deltas:
+            if delta.stats is not None:
+                metrics.prompt_tokens += delta.stats.prompt_tokens
+
+    def _gauge(self) -> None:
+        metrics, scheduler = self.metrics, self.scheduler
+        metrics.num_running = scheduler.num_seated
+        metrics.num_waiting = len(scheduler.waiting)
+        metrics.pages_used = scheduler.pool.num_held
+        metrics.num_preemptions = scheduler.num_preemptions
+        metrics.prefix_queries = scheduler.prefix_queries
+        metrics.prefix_hits = scheduler.prefix_hits
+
+
+def cache_for(
+    network: Network, *, config: EngineConfig, context_length: int, device: torch.device
+) -> KVCache:
+    """The cache that the configuration asks for, no larger than all seats could use.
+
+    Raises ValueError when not even one page fits.
+    """
+    sizes = network.config
+    dtype = network.cache_dtype
+    one_page = page_bytes(
+        num_layers=sizes.num_layers,
+        page_size=config.page_size,
+        num_kv_heads=sizes.num_kv_heads,
+        head_dim=sizes.head_dim,
+        dtype=dtype,
+    )
+    budget = config.cache_bytes or _default_cache_bytes(device)
+    pages_of_a_sequence = -(-context_length // config.page_size)
+    num_pages = min(budget // one_page, pages_of_a_sequence * config.max_sequences)
+    if num_pages < 1:
+        raise ValueError(f"cache_bytes must be at least one page ({one_page} bytes), got {budget}")
+    return allocate_kv_cache(
+        num_layers=sizes.num_layers,
+        num_pages=num_pages,
+        page_size=config.page_size,
+        num_kv_heads=sizes.num_kv_heads,
+        head_dim=sizes.head_dim,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def _default_cache_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _DEFAULT_CPU_CACHE_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free * _GPU_CACHE_SHARE)
+
+
+def model_info(
+    *, name: str, rule: FamilyRule, family: str, engine: Engine, load_s: float
+) -> ModelInfo:
+    """What the API process is told once the engine is ready."""
+    return ModelInfo(
+        name=name,
+        family=family,
+        modes=tuple(rule.modes),
+        context_length=engine.context_length,
+        vocab_size=engine.vocabulary.size,
+        eos_ids=tuple(sorted(engine.vocabulary.eos_ids)),
+        mask_token_id=rule.mask_token_id,
+        block_length=rule.block_length,
+        can_infill=rule.can_infill,
+        load_s=load_s,
+    )

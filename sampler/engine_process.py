@@ -1,0 +1,224 @@
+"""The engine in a process of its own: `python -m sampler.engine_process --fd N`.
+
+N is an open socket to the API process. The first message on it is the configuration; the
+process ends when the socket closes, when it is told to, or when the loop fails.
+"""
+
+import argparse
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+
+import msgspec
+import torch
+
+from sampler.engine import Engine, cache_for, model_info
+from sampler.engine_config import EngineConfig
+from sampler.messages import (
+    FRAME_HEADER_BYTES,
+    Cancel,
+    Failed,
+    FromEngine,
+    ModelInfo,
+    Ready,
+    Shutdown,
+    Start,
+    Submit,
+    ToEngine,
+    decode_to_engine,
+    encode_frame,
+)
+from sampler.request import Request, SamplingParams
+from sampler.score_spec import Vocabulary
+from weights import CheckpointError, load_model
+
+log = logging.getLogger(__name__)
+
+_READ_BYTES = 1 << 20
+_WARM_UP_ROWS = 32
+# How often an idle engine tells the API process that it is alive.
+_HEARTBEAT_S = 1.0
+
+
+class ChannelClosed(Exception):
+    """The API process is gone."""
+
+
+class EngineChannel:
+    """The engine's end of the socket: whole messages in, whole messages out."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = bytearray()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def send(self, message: FromEngine) -> None:
+        """Write a message; raises ChannelClosed when nobody reads any more."""
+        try:
+            self._connection.sendall(encode_frame(message))
+        except OSError as error:
+            raise ChannelClosed from error
+
+    def receive(self, *, timeout_s: float) -> list[ToEngine]:
+        """Messages that have arrived; waits up to `timeout_s` for the first.
+
+        Raises ChannelClosed when the other end is gone.
+        """
+        messages = self._whole_messages()
+        while not messages and self._selector.select(timeout_s):
+            self._read()
+            messages = self._whole_messages()
+        while self._selector.select(0):
+            self._read()
+        return messages + self._whole_messages()
+
+    def _read(self) -> None:
+        try:
+            content = self._connection.recv(_READ_BYTES)
+        except OSError as error:
+            raise ChannelClosed from error
+        if not content:
+            raise ChannelClosed
+        self._buffer += content
+
+    def _whole_messages(self) -> list[ToEngine]:
+        messages: list[ToEngine] = []
+        start = 0
+        while len(self._buffer) - start >= FRAME_HEADER_BYTES:
+            content_start = start + FRAME_HEADER_BYTES
+            stop = content_start + int.from_bytes(self._buffer[start:content_start], "big")
+            if len(self._buffer) < stop:
+                break
+            messages.append(decode_to_engine(bytes(self._buffer[content_start:stop])))
+            start = stop
+        del self._buffer[:start]
+        return messages
+
+
+def load_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
+    """Load the model of a configuration, make its cache, run a first step.
+
+    Raises CheckpointError or ValueError with one sentence when that is not possible.
+    """
+    started_s = time.monotonic()
+    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    dtype = config.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    model = load_model(
+        config.model, dtype=getattr(torch, dtype), device=device, quantize=config.quantization
+    )
+    rule = model.family.rule
+    limits = [model.context_length]
+    if config.max_context is not None:
+        limits.append(config.max_context)
+    cache = cache_for(model.network, config=config, context_length=min(limits), device=device)
+    limits.append(cache.num_pages * cache.page_size)
+    engine = Engine(
+        network=model.network,
+        rule=rule,
+        cache=cache,
+        vocabulary=Vocabulary(
+            size=model.network.config.vocab_size,
+            eos_ids=frozenset(model.generation.eos_ids),
+            suppressed=() if rule.mask_token_id is None else (rule.mask_token_id,),
+        ),
+        config=config,
+        context_length=min(limits),
+    )
+    warm_up(engine)
+    load_s = time.monotonic() - started_s
+    log.info("loaded %s in %.1f s on %s", model.name, load_s, device)
+    info = model_info(
+        name=model.name, rule=rule, family=model.family.name, engine=engine, load_s=load_s
+    )
+    return engine, info
+
+
+def warm_up(engine: Engine) -> None:
+    """Run one short request, so that the first client does not pay for what is done once."""
+    length = min(_WARM_UP_ROWS, engine.context_length - 2)
+    if length < 1:
+        return
+    engine.submit(
+        Request(
+            id="warm-up",
+            prompt=(0,) * length,
+            params=SamplingParams(max_tokens=2, ignore_eos=True, temperature=1.0, seed=0),
+        )
+    )
+    while engine.has_work:
+        engine.step()
+    engine.reset()
+
+
+def serve(channel: EngineChannel, engine: Engine) -> None:
+    """Step while there is work, listen while there is none, until told to stop."""
+    while True:
+        timeout_s = 0.0 if engine.has_work else _HEARTBEAT_S
+        for message in channel.receive(timeout_s=timeout_s):
+            match message:
+                case Submit(request=request):
+                    engine.submit(request)
+                case Cancel(request_id=request_id):
+                    engine.cancel(request_id)
+                case Shutdown():
+                    return
+                case Start():
+                    log.warning("a second configuration was ignored")
+        channel.send(engine.step())
+
+
+def main() -> int:
+    """Run the process; the exit status is 0 after a shutdown, 1 after a failure."""
+    parser = argparse.ArgumentParser(description="Estuary's engine process; started by the server")
+    parser.add_argument("--fd", type=int, required=True, help="open socket to the API process")
+    parser.add_argument("--log-level", default="INFO")
+    arguments = parser.parse_args()
+    # Ctrl-C in a terminal reaches both processes; the API process decides when this one ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(
+        level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    channel = EngineChannel(socket.socket(fileno=arguments.fd))
+    try:
+        return _run(channel)
+    except ChannelClosed:
+        log.warning("the API process is gone; stopping")
+        return 0
+
+
+def _run(channel: EngineChannel) -> int:
+    start = channel.receive(timeout_s=60.0)
+    if not start or not isinstance(start[0], Start):
+        log.error("no configuration came within a minute")
+        return 1
+    try:
+        engine, info = load_engine(start[0].config)
+    except (CheckpointError, ValueError, OSError, RuntimeError, msgspec.DecodeError) as error:
+        log.error("cannot start: %s", error)
+        channel.send(Failed(error=str(error)))
+        return 1
+    channel.send(Ready(info=info))
+    try:
+        serve(channel, engine)
+    except ChannelClosed:
+        raise
+    except Exception as error:
+        log.exception("the engine loop failed")
+        channel.send(Failed(error=f"{type(error).__name__} in the engine loop"))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Skips the interpreter's teardown of a large cache, which takes seconds.
+    os._exit(status)

@@ -1,0 +1,78 @@
+"""`PrefixCache`: find the pages that already hold the beginning of a prompt.
+
+A page is found by a chain of hashes: its key covers every token before it and every token that
+its entries depend on. Causal families need no more than the page's own tokens; in a block
+family an entry depends on its whole block, so that the key runs to the end of the last block
+that touches the page (DESIGN section 3). The root of the chain names the rule, the block
+length and a salt, so that caches of different rules never meet.
+"""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class PrefixCache:
+    """Keys of pages that are settled and may be shared."""
+
+    def __init__(self, *, page_size: int, block_length: int = 1, salt: str = "") -> None:
+        self.page_size = page_size
+        self.block_length = block_length
+        self._root = hashlib.blake2b(
+            f"{salt}/{page_size}/{block_length}".encode(), digest_size=16
+        ).digest()
+        self._page_of: dict[bytes, int] = {}
+        self._key_of: dict[int, bytes] = {}
+
+    @property
+    def root(self) -> bytes:
+        """The key before the first page."""
+        return self._root
+
+    def covers(self, page_index: int) -> int:
+        """How many tokens must be settled before page number `page_index` may be shared."""
+        end = (page_index + 1) * self.page_size
+        return -(-end // self.block_length) * self.block_length
+
+    def key(self, parent: bytes, tokens: NDArray[np.int32], page_index: int) -> bytes:
+        """The key of page `page_index` of a text [L] int32 whose page before has key `parent`.
+
+        tokens must reach to `covers(page_index)`.
+        """
+        start = page_index * self.page_size
+        content = tokens[start : self.covers(page_index)].astype(np.int32, copy=False)
+        return hashlib.blake2b(parent + content.tobytes(), digest_size=16).digest()
+
+    def find(self, key: bytes) -> int | None:
+        """The page that holds what the key names, or None."""
+        return self._page_of.get(key)
+
+    def register(self, key: bytes, page: int) -> None:
+        """Make a settled page findable; the first page of a key stays the one that is found."""
+        if key not in self._page_of and page not in self._key_of:
+            self._page_of[key] = page
+            self._key_of[page] = key
+
+    def holds(self, page: int) -> bool:
+        """Whether the page can be found by a key."""
+        return page in self._key_of
+
+    def forget(self, page: int) -> None:
+        """The page is about to hold something else."""
+        key = self._key_of.pop(page, None)
+        if key is not None:
+            del self._page_of[key]
+
+    def match(self, tokens: NDArray[np.int32]) -> tuple[list[int], bytes]:
+        """Pages that hold the beginning of the text [L] int32, and the key of the last of them."""
+        pages: list[int] = []
+        parent = self._root
+        while self.covers(len(pages)) <= len(tokens):
+            key = self.key(parent, tokens, len(pages))
+            page = self.find(key)
+            if page is None:
+                break
+            pages.append(page)
+            parent = key
+        return pages, parent

@@ -1,0 +1,85 @@
+"""`Runner`: the network and the scoring of one step, and the one copy of the result to the host."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kernels import KVCache, RowScores, ScoreSpec, score_rows
+from sampler.step_input import StepInput
+from weights.network import Network
+
+
+@dataclass(frozen=True, slots=True)
+class HostScores:
+    """What the network says of the R scored rows, on the host.
+
+    token:         [R] int64, drawn
+    probability:   [R] float32, of the drawn token, in (0, 1]
+    argmax:        [R] int64
+    p1, p2:        [R] float32, the two largest probabilities
+    entropy:       [R] float32, nats
+    given_logprob: [R] float32 or None, of the token that was given
+    top_ids, top_logprobs: [R, K] or None
+    """
+
+    token: NDArray[np.int64]
+    probability: NDArray[np.float32]
+    argmax: NDArray[np.int64]
+    p1: NDArray[np.float32]
+    p2: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    given_logprob: NDArray[np.float32] | None = None
+    top_ids: NDArray[np.int64] | None = None
+    top_logprobs: NDArray[np.float32] | None = None
+
+
+class Runner:
+    """Runs steps of one network over one cache."""
+
+    def __init__(self, network: Network, cache: KVCache) -> None:
+        self.network = network
+        self.cache = cache
+
+    @torch.inference_mode()
+    def run(self, step: StepInput, spec: ScoreSpec) -> HostScores:
+        """Store what the rows settle and score the rows that ask for it."""
+        hidden = self.network.forward(step.network, self.cache)
+        if step.scored.rows.size == 0:
+            return _no_scores()
+        scores = score_rows(hidden, self.network.head_weight, self.network.head_bias, spec)
+        return _to_host(scores)
+
+
+def _no_scores() -> HostScores:
+    ids, numbers = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+    return HostScores(ids, numbers, ids, numbers, numbers, numbers)
+
+
+def _to_host(scores: RowScores) -> HostScores:
+    """Copy the scores in one transfer: their bytes go side by side into one buffer."""
+    tensors = [scores.token, scores.probability, scores.argmax, scores.p1, scores.p2]
+    tensors.append(scores.entropy)
+    optional = (scores.given_logprob, scores.top_ids, scores.top_logprobs)
+    tensors.extend(tensor for tensor in optional if tensor is not None)
+    if scores.token.device.type == "cpu":
+        arrays = [tensor.numpy() for tensor in tensors]
+    else:
+        arrays = _download(tensors)
+    found = iter(arrays[6:])
+    given, top_ids, top_logprobs = (None if tensor is None else next(found) for tensor in optional)
+    return HostScores(*arrays[:6], given, top_ids, top_logprobs)
+
+
+def _download(tensors: list[torch.Tensor]) -> list[NDArray[np.generic]]:
+    packed = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for tensor in tensors])
+    content = packed.cpu().numpy()
+    arrays = []
+    start = 0
+    for tensor in tensors:
+        stop = start + tensor.numel() * tensor.element_size()
+        dtype = np.int64 if tensor.dtype == torch.int64 else np.float32
+        arrays.append(content[start:stop].view(dtype).reshape(tuple(tensor.shape)))
+        start = stop
+    return arrays

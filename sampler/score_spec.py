@@ -1,0 +1,173 @@
+"""How each scored row is to be scored: from tables and requests to a `ScoreSpec`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kernels import PURPOSE_DRAFT, PURPOSE_TARGET, AllowedTokens, ScoreSpec, SparseAdjust
+from sampler.request import SamplingParams
+from sampler.seat_record import SeatRecord
+from sampler.sequence_table import SequenceTable
+from sampler.step_input import RowKind, ScoredRows
+
+_WORD_BITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What scoring knows of the token ids of a model.
+
+    suppressed: ids that are never drawn and count in no probability (the mask token)
+    """
+
+    size: int
+    eos_ids: frozenset[int]
+    suppressed: tuple[int, ...] = ()
+
+
+def build_score_spec(
+    scored: ScoredRows,
+    table: SequenceTable,
+    records: list[SeatRecord | None],
+    vocabulary: Vocabulary,
+    *,
+    device: torch.device,
+) -> ScoreSpec:
+    """Gather what `score_rows` needs for the R scored rows."""
+    seats, positions = scored.seats, scored.positions
+    is_draft = scored.kinds == RowKind.DRAFT
+    special = np.flatnonzero(table.is_special[seats])
+    chosen = _special_records(special, seats, records)
+    columns = np.minimum(positions, table.attempts.shape[1] - 1)
+    attempts = np.where(is_draft, table.attempts[seats, columns], 0)
+    purposes = np.where(is_draft, PURPOSE_DRAFT, PURPOSE_TARGET)
+    top_k, top_p, min_p = table.top_k[seats], table.top_p[seats], table.min_p[seats]
+
+    def tensor(array: NDArray[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return ScoreSpec(
+        temperature=tensor(table.temperature[seats]),
+        seeds=tensor(table.seeds[seats]),
+        positions=tensor(positions),
+        purposes=tensor(purposes.astype(np.int32)),
+        attempts=tensor(attempts.astype(np.int32)),
+        top_k=tensor(top_k) if top_k.any() else None,
+        top_p=tensor(top_p) if (top_p < 1).any() else None,
+        min_p=tensor(min_p) if min_p.any() else None,
+        adjust=_adjust(chosen, scored, table, vocabulary, device) if chosen else None,
+        allowed=_allowed(chosen, scored, vocabulary, device) if chosen else None,
+        suppressed=vocabulary.suppressed,
+        num_top=max((_num_top(r.request.params) for _, r in chosen), default=0),
+        given=tensor(_given(scored, table)) if scored.is_given.any() else None,
+    )
+
+
+def _special_records(
+    special: NDArray[np.intp], seats: NDArray[np.int64], records: list[SeatRecord | None]
+) -> list[tuple[int, SeatRecord]]:
+    chosen = []
+    for row in special.tolist():
+        record = records[seats[row]]
+        assert record is not None, "a scored row has a sequence"
+        chosen.append((row, record))
+    return chosen
+
+
+def _num_top(params: SamplingParams) -> int:
+    return max(params.logprobs or 0, params.prompt_logprobs or 0)
+
+
+def _given(scored: ScoredRows, table: SequenceTable) -> NDArray[np.int64]:
+    columns = np.minimum(scored.positions, table.tokens.shape[1] - 1)
+    known = table.tokens[scored.seats, columns]
+    return np.where(scored.is_given, known, 0).astype(np.int64)
+
+
+def _adjust(
+    chosen: list[tuple[int, SeatRecord]],
+    scored: ScoredRows,
+    table: SequenceTable,
+    vocabulary: Vocabulary,
+    device: torch.device,
+) -> SparseAdjust | None:
+    """Penalties, logit bias and forbidden stop tokens, as sparse lists per row."""
+    counts = np.zeros(scored.rows.size, dtype=np.int64)
+    ids: list[int] = []
+    penalties: list[float] = []
+    values: list[float] = []
+    for row, record in chosen:
+        if scored.is_given[row]:
+            continue
+        forbids_stop = scored.positions[row] < table.min_length[scored.seats[row]]
+        entries = dict(_entries(record))
+        if forbids_stop:
+            for token_id in record.stop_ids | vocabulary.eos_ids:
+                entries[token_id] = (1.0, float("-inf"))
+        counts[row] = len(entries)
+        ids.extend(entries)
+        penalties.extend(penalty for penalty, _ in entries.values())
+        values.extend(value for _, value in entries.values())
+    if not ids:
+        return None
+    starts = np.zeros(scored.rows.size + 1, dtype=np.int32)
+    np.cumsum(counts, out=starts[1:])
+    return SparseAdjust(
+        row_starts=torch.from_numpy(starts).to(device),
+        token_ids=torch.tensor(ids, dtype=torch.int32, device=device),
+        penalties=torch.tensor(penalties, dtype=torch.float32, device=device),
+        values=torch.tensor(values, dtype=torch.float32, device=device),
+    )
+
+
+def _entries(record: SeatRecord) -> Iterator[tuple[int, tuple[float, float]]]:
+    """(token id, (repetition penalty, added value)) of every logit that the request changes."""
+    params = record.request.params
+    bias = dict(params.logit_bias)
+    repeated: set[int] = set()
+    if params.repetition_penalty != 1.0:
+        repeated = set(record.request.prompt) | set(record.token_counts)
+    for token_id in repeated | set(record.token_counts) | set(bias):
+        count = record.token_counts[token_id]
+        value = bias.get(token_id, 0.0)
+        value -= params.presence_penalty * (count > 0) + params.frequency_penalty * count
+        penalty = params.repetition_penalty if token_id in repeated else 1.0
+        yield token_id, (penalty, value)
+
+
+def _allowed(
+    chosen: list[tuple[int, SeatRecord]],
+    scored: ScoredRows,
+    vocabulary: Vocabulary,
+    device: torch.device,
+) -> AllowedTokens | None:
+    """Bitmasks of the rows whose request allows some tokens only."""
+    rows = np.full(scored.rows.size, -1, dtype=np.int32)
+    masks: list[NDArray[np.int32]] = []
+    index_of: dict[str, int] = {}
+    for row, record in chosen:
+        allowed = record.request.params.allowed_token_ids
+        if allowed is None or scored.is_given[row]:
+            continue
+        if record.request.id not in index_of:
+            index_of[record.request.id] = len(masks)
+            masks.append(bitmask(allowed, vocabulary.size))
+        rows[row] = index_of[record.request.id]
+    if not masks:
+        return None
+    return AllowedTokens(
+        bitmask=torch.from_numpy(np.stack(masks)).to(device),
+        rows=torch.from_numpy(rows).to(device),
+    )
+
+
+def bitmask(token_ids: tuple[int, ...], vocabulary_size: int) -> NDArray[np.int32]:
+    """A set of token ids as bits [ceil(V / 32)] int32: bit j of word w is token 32 w + j."""
+    ids = np.asarray(token_ids, dtype=np.int64)
+    words = np.zeros(-(-vocabulary_size // _WORD_BITS), dtype=np.uint32)
+    bits = np.left_shift(np.uint32(1), (ids % _WORD_BITS).astype(np.uint32))
+    np.bitwise_or.at(words, ids // _WORD_BITS, bits)
+    return words.view(np.int32)

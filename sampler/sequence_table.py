@@ -1,0 +1,185 @@
+"""`SequenceTable`: the running state of every sequence, as arrays with one line per seat.
+
+A sequence sits in one seat from its admission to its end, also while it is preempted. Entries
+of the cache are counted by rank; `order` maps a rank to its position, and is None for models
+that decode left to right, where both are the same.
+
+Invariants (`check`):
+
+    0 <= settled <= final <= canvas_stop <= limit
+    no final position is open, and none outside the canvas is
+    pages cover settled entries
+    no position stands twice in the order
+"""
+
+from enum import IntEnum
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampler.request import Request, TokenKind, is_special
+
+IntArray = NDArray[np.int64]
+_T = TypeVar("_T", bound=np.generic)
+
+TOKEN_KINDS = (TokenKind.AR, TokenKind.DIFFUSION, TokenKind.VERIFIED)
+
+_FIRST_COLUMNS = 512
+
+
+class SeatState(IntEnum):
+    """What a seat is used for."""
+
+    EMPTY = 0
+    RUNNING = 1
+    PAUSED = 2  # preempted: gave up its pages, waits to run again
+
+
+class SequenceTable:
+    """Arrays [seats] and [seats, positions]; written by `Scheduler` only.
+
+    tokens [N, C] int32:   token ids by position
+    is_open [N, C] bool:   the position has no token yet
+    attempts [N, C] int32: how often the position has been drafted; numbers its draft noise
+    order [N, C] int32:    position of each rank, or None
+    pages [N, P] int32:    page numbers in cache order
+    prompt_length, limit:  tokens of the prompt; prompt and answer together at most
+    final, settled:        ranks that are final; ranks whose keys and values are in the cache
+    prompt_stop:           rank up to which settling counts as prompt work: what was final when
+                           the sequence was admitted or resumed
+    canvas_stop:           end of the canvas in ranks; equals `final` when there is none
+    emitted:               positions already sent to the client, prompt included
+    steps:                 forwards with rows of the sequence after its prompt
+    kind_counts [N, 3]:    answer tokens by how they came, in the order of `TOKEN_KINDS`
+    """
+
+    def __init__(
+        self, *, num_seats: int, max_context: int, page_size: int, any_order: bool
+    ) -> None:
+        self.num_seats = num_seats
+        self.max_context = max_context
+        self.page_size = page_size
+        columns = min(max_context, _FIRST_COLUMNS)
+        self.tokens = np.zeros((num_seats, columns), dtype=np.int32)
+        self.is_open = np.zeros((num_seats, columns), dtype=np.bool_)
+        self.attempts = np.zeros((num_seats, columns), dtype=np.int32)
+        self.order = np.zeros((num_seats, columns), dtype=np.int32) if any_order else None
+        self.pages = np.zeros((num_seats, -(-columns // page_size)), dtype=np.int32)
+        self.num_pages = _zeros(num_seats)
+        self.state = np.full(num_seats, SeatState.EMPTY, dtype=np.int8)
+        self.prompt_length = _zeros(num_seats)
+        self.limit = _zeros(num_seats)
+        self.final = _zeros(num_seats)
+        self.settled = _zeros(num_seats)
+        self.prompt_stop = _zeros(num_seats)
+        self.canvas_stop = _zeros(num_seats)
+        self.emitted = _zeros(num_seats)
+        self.steps = _zeros(num_seats)
+        self.kind_counts = np.zeros((num_seats, len(TOKEN_KINDS)), dtype=np.int64)
+        self.priority = _zeros(num_seats)
+        self.arrival = _zeros(num_seats)
+        self.seeds = _zeros(num_seats)
+        self.min_length = _zeros(num_seats)
+        self.temperature = np.zeros(num_seats, dtype=np.float32)
+        self.top_k = np.zeros(num_seats, dtype=np.int32)
+        self.top_p = np.ones(num_seats, dtype=np.float32)
+        self.min_p = np.zeros(num_seats, dtype=np.float32)
+        self.ignores_eos = np.zeros(num_seats, dtype=np.bool_)
+        self.has_stop_ids = np.zeros(num_seats, dtype=np.bool_)
+        # Seats whose scores or deltas need more than the vectorised path (`is_special`).
+        self.is_special = np.zeros(num_seats, dtype=np.bool_)
+
+    def seat(self, request: Request, *, number: int, seed: int) -> int:
+        """Put a request into an empty seat; `number` is its place in the order of arrival.
+
+        Raises RuntimeError when no seat is empty.
+        """
+        empty = np.flatnonzero(self.state == SeatState.EMPTY)
+        if empty.size == 0:
+            raise RuntimeError("no seat is empty")
+        seat = int(empty[0])
+        params = request.params
+        length = len(request.prompt)
+        self._reserve(length + params.max_tokens)
+        self.tokens[seat, :length] = request.prompt
+        self.is_open[seat] = False
+        self.attempts[seat] = 0
+        self.state[seat] = SeatState.RUNNING
+        self.prompt_length[seat] = self.final[seat] = self.canvas_stop[seat] = length
+        self.prompt_stop[seat] = self.emitted[seat] = length
+        self.limit[seat] = length + params.max_tokens
+        self.min_length[seat] = length + params.min_tokens
+        self.settled[seat] = self.num_pages[seat] = self.steps[seat] = 0
+        self.kind_counts[seat] = 0
+        self.priority[seat] = request.priority
+        self.arrival[seat] = number
+        self.seeds[seat] = seed
+        self.temperature[seat] = params.temperature
+        self.top_k[seat] = params.top_k
+        self.top_p[seat] = params.top_p
+        self.min_p[seat] = params.min_p
+        self.ignores_eos[seat] = params.ignore_eos
+        self.has_stop_ids[seat] = bool(params.stop_token_ids)
+        self.is_special[seat] = is_special(params)
+        return seat
+
+    def text(self, seat: int, stop: int | None = None) -> NDArray[np.int32]:
+        """Token ids of positions before `stop` (by default, of all final ones), a view."""
+        return self.tokens[seat, : self.final[seat] if stop is None else stop]
+
+    def running(self) -> IntArray:
+        """Seats that run, most urgent first: by priority, then by arrival."""
+        seats = np.flatnonzero(self.state == SeatState.RUNNING)
+        return seats[np.lexsort((self.arrival[seats], self.priority[seats]))]
+
+    def paused(self) -> IntArray:
+        """Seats that wait to run again, most urgent first."""
+        seats = np.flatnonzero(self.state == SeatState.PAUSED)
+        return seats[np.lexsort((self.arrival[seats], self.priority[seats]))]
+
+    def add_page(self, seat: int, page: int) -> None:
+        """Append a page to the seat's part of the cache."""
+        self.pages[seat, self.num_pages[seat]] = page
+        self.num_pages[seat] += 1
+
+    def take_pages(self, seat: int) -> list[int]:
+        """Take all pages away from the seat, which then has nothing settled."""
+        pages: list[int] = self.pages[seat, : self.num_pages[seat]].tolist()
+        self.num_pages[seat] = 0
+        self.settled[seat] = 0
+        return pages
+
+    def check(self, seat: int) -> None:
+        """Raise AssertionError when an invariant does not hold."""
+        settled, final = self.settled[seat], self.final[seat]
+        stop, limit = self.canvas_stop[seat], self.limit[seat]
+        assert 0 <= settled <= final <= stop <= limit, (settled, final, stop, limit)
+        assert self.num_pages[seat] * self.page_size >= settled, "pages cover what is settled"
+        ranks = np.arange(final) if self.order is None else self.order[seat, :final]
+        assert not self.is_open[seat, ranks].any(), "a final position is open"
+        if self.order is not None:
+            assert np.unique(self.order[seat, :stop]).size == stop, "a position has two ranks"
+
+    def _reserve(self, length: int) -> None:
+        """Make room for `length` positions in every seat, doubling what there is."""
+        columns = self.tokens.shape[1]
+        if length <= columns:
+            return
+        columns = min(max(2 * columns, length), max(self.max_context, length))
+        self.tokens = _widened(self.tokens, columns)
+        self.is_open = _widened(self.is_open, columns)
+        self.attempts = _widened(self.attempts, columns)
+        if self.order is not None:
+            self.order = _widened(self.order, columns)
+        self.pages = _widened(self.pages, -(-columns // self.page_size))
+
+
+def _zeros(length: int) -> IntArray:
+    return np.zeros(length, dtype=np.int64)
+
+
+def _widened(array: NDArray[_T], columns: int) -> NDArray[_T]:
+    wider = np.zeros((array.shape[0], columns), dtype=array.dtype)
+    wider[:, : array.shape[1]] = array
+    return wider

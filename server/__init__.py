@@ -1,0 +1,1 @@
+"""HTTP: the OpenAI schema, settings, process start and stop, metrics, the playground page."""

@@ -1,0 +1,115 @@
+"""A uvicorn connection that gives up on clients who send their headers slowly or without end.
+
+uvicorn has no limit of its own on the time, number or size of request headers.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from server.error_responses import ErrorAnswer, error_body
+from server.limits import MAX_HEADER_BYTES, MAX_HEADERS
+
+_TIMEOUT = ErrorAnswer(
+    408, "timeout_error", "request_timeout", "the request headers took too long"
+)
+_TOO_LARGE = ErrorAnswer(
+    431, "invalid_request_error", "headers_too_large", "the request headers are too large"
+)
+_MALFORMED = ErrorAnswer(
+    400, "invalid_request_error", "invalid_http", "this is not a valid HTTP request"
+)
+_PHRASES = {
+    400: b"Bad Request",
+    408: b"Request Timeout",
+    431: b"Request Header Fields Too Large",
+}
+
+
+def bounded_protocol(header_timeout_s: float) -> type[HttpToolsProtocol]:
+    """A connection class for `uvicorn.Config(http=...)` with limits on request headers."""
+
+    class BoundedProtocol(HttpToolsProtocol):
+        def __init__(
+            self,
+            config: Config,
+            server_state: ServerState,
+            app_state: dict[str, Any],
+            _loop: asyncio.AbstractEventLoop | None = None,
+        ) -> None:
+            super().__init__(config, server_state, app_state, _loop)
+            self._header_timer: asyncio.TimerHandle | None = None
+            self._header_bytes = 0
+            self._in_headers = True
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._start_timer()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_timer()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self._in_headers:
+                self._header_bytes += len(data)
+            super().data_received(data)
+            if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
+                self._refuse(_TOO_LARGE)
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._in_headers = True
+            self._start_timer()
+
+        def on_headers_complete(self) -> None:
+            self._stop_timer()
+            self._in_headers = False
+            self._header_bytes = 0
+            if len(self.headers) > MAX_HEADERS or _size(self.headers) > MAX_HEADER_BYTES:
+                self._refuse(_TOO_LARGE)
+                return
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            if self.cycle is not None:
+                super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            if self.cycle is not None:
+                super().on_message_complete()
+
+        def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+            self._refuse(_MALFORMED)
+
+        def _start_timer(self) -> None:
+            if self._header_timer is None:
+                self._header_timer = self.loop.call_later(
+                    header_timeout_s, self._refuse, _TIMEOUT
+                )
+
+        def _stop_timer(self) -> None:
+            if self._header_timer is not None:
+                self._header_timer.cancel()
+                self._header_timer = None
+
+        def _refuse(self, answer: ErrorAnswer) -> None:
+            self._stop_timer()
+            if self.transport.is_closing():
+                return
+            body = error_body(answer)
+            head = b"HTTP/1.1 %d %s\r\n" % (answer.status, _PHRASES[answer.status])
+            self.transport.write(
+                head + b"content-type: application/json\r\nconnection: close\r\n"
+                b"content-length: %d\r\n\r\n" % len(body) + body
+            )
+            self.transport.close()
+
+    return BoundedProtocol
+
+
+def _size(headers: list[tuple[bytes, bytes]]) -> int:
+    return sum(len(name) + len(value) for name, value in headers)

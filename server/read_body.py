@@ -1,0 +1,143 @@
+"""A request's JSON body as a checked model, with what to do about fields it does not declare.
+
+Declared fields are honoured. Of the others, some are refused by name because ignoring them would
+change what the client meant, some are harmless bookkeeping, and the rest is unknown: named in
+the response header `x-estuary-ignored-params` and counted, or refused with `--strict-params`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pydantic import JsonValue
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from server.error_responses import ApiError, ErrorAnswer, invalid, unsupported
+from server.schema.common import Body
+
+BodyT = TypeVar("BodyT", bound=Body)
+
+# Above this size, parsing would hold up the streams of everybody else.
+_INLINE_BODY_BYTES = 64 * 1024
+_MAX_NAMED = 20
+
+BOOKKEEPING = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+        "request_id",
+        "session_id",
+        "stream_interval",
+        "spaces_between_special_tokens",
+    }
+)
+
+_NO_OTHER_MEDIA = "this server answers with text"
+_USE_TOOLS = "use tools and tool_choice"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a field is refused, and the values of it that ask for nothing special."""
+
+    reason: str
+    harmless: tuple[JsonValue, ...] = ()
+
+
+REFUSED: Mapping[str, Refusal] = {
+    "audio": Refusal(_NO_OTHER_MEDIA),
+    "modalities": Refusal(_NO_OTHER_MEDIA, (["text"], [])),
+    "web_search_options": Refusal("this server does not search the web"),
+    "moderation": Refusal("this server does not moderate"),
+    "functions": Refusal(_USE_TOOLS, ([],)),
+    "function_call": Refusal(_USE_TOOLS, ("none", "auto")),
+    "prediction": Refusal("answers cannot be seeded with a prediction"),
+    "reasoning_effort": Refusal("the model does not take an effort", ("none",)),
+    "verbosity": Refusal("the model does not take a verbosity", ("medium",)),
+    "chat_template": Refusal("a request cannot bring its own template"),
+    "documents": Refusal("put documents into the messages", ([],)),
+    "bad_words": Refusal("use logit_bias", ([],)),
+    "use_beam_search": Refusal("beam search is not implemented", (False,)),
+    "length_penalty": Refusal("beam search is not implemented", (1, 1.0)),
+    "early_stopping": Refusal("beam search is not implemented", (False,)),
+    "cache_salt": Refusal("the prefix cache cannot be isolated per request"),
+    "truncation_side": Refusal("prompts are cut on the left", ("left",)),
+    "return_tokens_as_token_ids": Refusal("use return_token_ids", (False,)),
+    "logits_processors": Refusal("a request cannot bring code", ([],)),
+    "mm_processor_kwargs": Refusal(_NO_OTHER_MEDIA, ({},)),
+    "diffusing": Refusal("streams carry final text only", (False,)),
+    "diffusion": Refusal("this server calls the object decoding", ({},)),
+    "kv_transfer_params": Refusal("caches are not transferred between servers", ({},)),
+    "vllm_xargs": Refusal("this server calls the object decoding", ({},)),
+    "lora_request": Refusal("adapters are chosen by the model name"),
+    "prompt_embeds": Refusal("prompts are text or token ids"),
+    "images": Refusal(_NO_OTHER_MEDIA, ([],)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBody(Generic[BodyT]):
+    """A checked body and the names of the fields that were ignored."""
+
+    value: BodyT
+    ignored: tuple[str, ...]
+
+
+def body_reader(
+    model: type[BodyT], *, strict_params: Callable[[Request], bool]
+) -> Callable[[Request], "object"]:
+    """A dependency that reads and checks a body of type `model`."""
+
+    async def read(request: Request) -> ReadBody[BodyT]:
+        _check_content_type(request.headers.get("content-type"))
+        raw = await request.body()
+        if len(raw) > _INLINE_BODY_BYTES:
+            value = await run_in_threadpool(model.model_validate_json, raw)
+        else:
+            value = model.model_validate_json(raw)
+        ignored = check_extra(value.model_extra or {}, strict=strict_params(request))
+        return ReadBody(value, ignored)
+
+    return read
+
+
+def _check_content_type(content_type: str | None) -> None:
+    essence = (content_type or "").partition(";")[0].strip().lower()
+    if essence == "application/json" or essence.endswith("+json"):
+        return
+    raise ApiError(
+        ErrorAnswer(
+            415,
+            "invalid_request_error",
+            "unsupported_media_type",
+            "the body must be sent with content-type: application/json",
+        )
+    )
+
+
+def check_extra(extra: Mapping[str, JsonValue], *, strict: bool) -> tuple[str, ...]:
+    """The names of unknown fields, cut to a bounded list.
+
+    Raises ApiError for a field that is refused, and for an unknown one when `strict`.
+    """
+    unknown = []
+    for name, value in extra.items():
+        refusal = REFUSED.get(name)
+        if refusal is not None:
+            if value is not None and value not in refusal.harmless:
+                raise unsupported(name, refusal.reason)
+        elif name not in BOOKKEEPING:
+            unknown.append(name)
+    if strict and unknown:
+        raise invalid(
+            f"{unknown[0][:64]}: no such field", param=unknown[0][:64], code="unknown_parameter"
+        )
+    return tuple(unknown[:_MAX_NAMED])

@@ -1,0 +1,216 @@
+"""Fields that chat and text completions share, and how plain values are checked.
+
+Bodies are parsed strictly: a number in quotes is a wrong type. Unknown fields are kept aside in
+`model_extra`; `server/read_body.py` decides about them.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from server.limits import (
+    MAX_CHOICES_PER_PROMPT,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_SEED,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    MAX_TOKENS,
+)
+
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+
+
+def as_list(value: object) -> object:
+    """A string alone stands for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+class Body(BaseModel):
+    """A request body: strict types, no infinities, unknown fields kept aside."""
+
+    model_config = ConfigDict(
+        extra="allow", strict=True, allow_inf_nan=False, frozen=True, hide_input_in_errors=True
+    )
+
+
+class StreamOptions(Body):
+    """How a stream reports usage."""
+
+    include_usage: bool | None = Field(
+        None, description="Send one more chunk with the usage of the whole answer."
+    )
+    continuous_usage_stats: bool | None = Field(
+        None, description="Carry the usage so far in every chunk."
+    )
+    include_obfuscation: bool | None = Field(None, description="Accepted; has no effect.")
+
+
+class DecodingBody(BaseModel):
+    """How the answer is decoded; every field has the model family's default."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, hide_input_in_errors=True
+    )
+
+    mode: Literal["auto", "ar", "diffusion", "speculative"] = Field(
+        "auto", description="Which steps may produce tokens; auto lets the server choose."
+    )
+    width: int | None = Field(None, ge=1, le=1024, description="Rows drafted in a step.")
+    block_length: int | None = Field(
+        None, ge=1, le=1024, description="Grid of a block family, in positions."
+    )
+    max_steps: int | None = Field(
+        None, ge=1, le=4096, description="Denoising steps of a canvas before AR takes over."
+    )
+    rule: str | None = Field(
+        None, min_length=1, max_length=64, description="Name of the acceptance rule."
+    )
+    confidence: float | None = Field(
+        None, gt=0, le=1, description="Accept a draft with at least this probability."
+    )
+    entropy_bound: float | None = Field(
+        None, ge=0, le=100, description="Nats of dependence allowed per step."
+    )
+    margin: float | None = Field(
+        None, ge=0, le=1, description="Accept a draft whose two best probabilities differ so much."
+    )
+    factor: float | None = Field(None, gt=0, le=1000, description="The factor rule's f.")
+    quota: int | None = Field(None, ge=1, le=1024, description="Tokens accepted per step.")
+    steps: int | None = Field(None, ge=1, le=65536, description="Denoising steps of a schedule.")
+    alpha_0: float | None = Field(
+        None, ge=0, le=1, description="Share of tokens decoded by diffusion (Eso-LM)."
+    )
+    infill_length: int | None = Field(
+        None, ge=1, le=65536, description="Positions to fill before a suffix."
+    )
+    stream: Literal["final"] = Field(
+        "final", description="What a stream carries: tokens that can no longer change."
+    )
+    trace: bool = Field(
+        default=False, description="Report step, kind and uncertainty of every token."
+    )
+
+
+class SamplingBody(Body):
+    """What chat and text completions have in common."""
+
+    model: str | None = Field(
+        None, max_length=512, description="A served model name; may be left out."
+    )
+    n: int | None = Field(
+        None, ge=1, le=MAX_CHOICES_PER_PROMPT, description="Answers per prompt; 1 by default."
+    )
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0 takes the most likely token; 1 by default."
+    )
+    top_p: float | None = Field(None, gt=0, le=1, description="Kept probability mass.")
+    top_k: int | None = Field(
+        None, ge=-1, le=MAX_TOKENS, description="Kept tokens; 0 or -1 keeps all."
+    )
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Smallest probability kept, relative to the best."
+    )
+    seed: int | None = Field(
+        None, ge=-MAX_SEED - 1, le=MAX_SEED, description="Makes the answer repeatable."
+    )
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=100, description="1 is off.")
+    logit_bias: Mapping[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=MAX_LOGIT_BIAS, description="Token id to what is added to its logit."
+    )
+    stop: Annotated[
+        list[StopString] | None,
+        BeforeValidator(as_list, json_schema_input_type=StopString | list[StopString] | None),
+    ] = Field(
+        None, max_length=MAX_STOP_STRINGS, description="Texts that end the answer; not part of it."
+    )
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=MAX_STOP_TOKEN_IDS)
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = Field(None, description="End-of-text tokens do not end the answer.")
+    min_tokens: int | None = Field(
+        None, ge=0, le=MAX_TOKENS, description="Nothing ends the answer before so many tokens."
+    )
+    skip_special_tokens: bool | None = Field(None, description="True by default.")
+    allowed_token_ids: list[TokenId] | None = Field(
+        None, min_length=1, description="Only these tokens may be drawn."
+    )
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="Log-probabilities of the prompt's tokens."
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=1, le=MAX_TOKENS, description="Keep only so many of the prompt's last tokens."
+    )
+    add_special_tokens: bool | None = None
+    priority: int | None = Field(
+        None, ge=-1_000_000, le=1_000_000, description="Lower runs first; 0 by default."
+    )
+    return_token_ids: bool | None = Field(
+        None, description="Report the token ids of prompt and answer."
+    )
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    decoding: DecodingBody | None = None
+
+
+class PromptTokensDetails(BaseModel):
+    """Of the prompt's tokens, how many were found in the prefix cache."""
+
+    cached_tokens: int = 0
+
+
+class DecodingUsage(BaseModel):
+    """What the decoding of an answer took.
+
+    forward_passes:  runs of the network that had rows of this answer
+    ar_tokens, diffusion_tokens, verified_tokens: tokens by how they became final
+    revised_tokens:  tokens reopened or replaced after they were first filled
+    """
+
+    forward_passes: int = 0
+    ar_tokens: int = 0
+    diffusion_tokens: int = 0
+    verified_tokens: int = 0
+    revised_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """Tokens of prompt and answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    decoding: DecodingUsage
+
+
+class TokenTraceBody(BaseModel):
+    """How a token of the answer came: its step, kind, and uncertainty in [0, 1]."""
+
+    token_id: int
+    text: str
+    step: int
+    kind: str
+    uncertainty: float
+
+
+class DecodingFrame(BaseModel):
+    """The `decoding` object of a chunk whose request asked for a trace."""
+
+    index: int
+    tokens: list[TokenTraceBody]
+
+
+PromptLogprob = Mapping[str, "PromptLogprobEntry"]
+
+
+class PromptLogprobEntry(BaseModel):
+    """One token of the prompt, or an alternative to it; rank 1 is the most likely one."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str

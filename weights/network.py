@@ -1,0 +1,70 @@
+"""`Network`: what every network offers to the engine, and `NetworkInput`, what it is given.
+
+Shapes: T rows of the step, R rows that want scores, d hidden width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from kernels import Int8Weight, KVCache, PagedBatch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkInput:
+    """One step.
+
+    token_ids:  [T] int64
+    positions:  [T] int64, where each token stands in its text, below the network's max_positions
+    score_rows: [R] int64, the rows whose hidden state is wanted, in the order wanted
+    batch:      where rows are stored and what they see
+    draft_rows: [T] bool, the rows to which a draft adapter applies (the drafting pass of
+                self-speculation), or None for none
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    score_rows: Tensor
+    batch: PagedBatch
+    draft_rows: Tensor | None = None
+
+
+class Network(Protocol):
+    """A network without state: everything that lasts between steps is in the cache."""
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that keep keys and values."""
+        ...
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key and value heads of a layer."""
+        ...
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        ...
+
+    @property
+    def head_weight(self) -> Tensor | Int8Weight:
+        """The output head [V, d]."""
+        ...
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        """Bias of the output head [V]."""
+        ...
+
+    @property
+    def token_table(self) -> Tensor:
+        """Embedding of every token [V, d]."""
+        ...
+
+    def forward(self, step: NetworkInput, cache: KVCache) -> Tensor:
+        """Run one step and return the hidden rows [R, d] after the final norm.
+
+        Keys and values of all T rows are written into the cache's slots.
+        """
+        ...
