@@ -52,7 +52,7 @@ def noise_keys(seeds: Tensor, positions: Tensor, purposes: Tensor, attempts: Ten
 def uniform_noise(
     seeds: Tensor, positions: Tensor, purposes: Tensor, attempts: Tensor, token_ids: Tensor
 ) -> Tensor:
-    """Uniform numbers [R, N] float32 in (0, 1); the first four are [R], token_ids is [N] integer."""
+    """Uniform numbers [R, N] float32 in (0, 1); counters are [R], token_ids [N], all integers."""
     return uniform_from_keys(noise_keys(seeds, positions, purposes, attempts), token_ids)
 
 

@@ -4,16 +4,16 @@ Shapes: T rows, d entries of the residual stream.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [T, d] divided by its root mean square, times weight [d]; computed in float32.
+    """Each row of x [T, d] over its root mean square, times weight [d]; computed in float32.
 
     From: Zhang and Sennrich 2019, Root mean square layer normalization; arXiv 1910.07467.
     """
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    return functional.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -38,11 +38,11 @@ def add_rms_norm_reference(
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """x [T, d] with mean 0 and variance 1, times weight [d], plus bias [d] where there is one.
+    """Rows of x [T, d] at mean 0 and variance 1, times weight [d], plus bias [d] if any.
 
     From: Ba, Kiros and Hinton 2016, Layer normalization; arXiv 1607.06450.
     """
-    return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+    return functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
 def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:

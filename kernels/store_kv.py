@@ -62,7 +62,7 @@ def _check(
 def _head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
-    return (wide * scale).mul_(weight).to(x.dtype)
+    return wide.mul(scale).mul_(weight).to(x.dtype)
 
 
 def store_kv_reference(

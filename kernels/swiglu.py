@@ -5,8 +5,8 @@ From: Shazeer 2020, GLU variants improve transformer; arXiv 2002.05202.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -17,7 +17,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
     if gate_up.shape[-1] % 2:
         raise ValueError(f"gate_up must have an even last dimension, got {gate_up.shape[-1]}")
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
+    return functional.silu(gate).mul_(up)
 
 
 def swiglu_reference(gate_up: Tensor) -> Tensor:

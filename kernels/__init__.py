@@ -1,0 +1,87 @@
+"""Operations of the network and of decoding on tensors, by name."""
+
+from kernels.accept_rows import (
+    accept_distance,
+    accept_entropy_bound,
+    accept_factor,
+    accept_margin,
+    accept_quota,
+    accept_threshold,
+    edit_tokens,
+    leading_run,
+    rank_positions,
+    remask_tokens,
+    residual_draw,
+    verify_drawn,
+    verify_ratio,
+)
+from kernels.attention_plan import AttentionPlan, plan_attention
+from kernels.dispatch import runs_triton
+from kernels.grouped_experts import grouped_experts
+from kernels.kv_cache import KVCache, allocate_kv_cache, page_bytes
+from kernels.linear import Int8Weight, linear, quantize_int8
+from kernels.noise import (
+    PURPOSE_CHOICE,
+    PURPOSE_DRAFT,
+    PURPOSE_LATENT,
+    PURPOSE_ORDER,
+    PURPOSE_TARGET,
+    gumbel_noise,
+    uniform_noise,
+)
+from kernels.norms import add_rms_norm, layer_norm, rms_norm
+from kernels.paged_attention import paged_attention
+from kernels.paged_batch import PagedBatch
+from kernels.rotary import RotaryRows, RotaryTable, rotary_rows
+from kernels.score_rows import score_rows
+from kernels.score_spec import AllowedTokens, RowScores, ScoreSpec, SparseAdjust
+from kernels.store_kv import store_kv
+from kernels.swiglu import swiglu
+
+__all__ = [
+    "PURPOSE_CHOICE",
+    "PURPOSE_DRAFT",
+    "PURPOSE_LATENT",
+    "PURPOSE_ORDER",
+    "PURPOSE_TARGET",
+    "AllowedTokens",
+    "AttentionPlan",
+    "Int8Weight",
+    "KVCache",
+    "PagedBatch",
+    "RotaryRows",
+    "RotaryTable",
+    "RowScores",
+    "ScoreSpec",
+    "SparseAdjust",
+    "accept_distance",
+    "accept_entropy_bound",
+    "accept_factor",
+    "accept_margin",
+    "accept_quota",
+    "accept_threshold",
+    "add_rms_norm",
+    "allocate_kv_cache",
+    "edit_tokens",
+    "grouped_experts",
+    "gumbel_noise",
+    "layer_norm",
+    "leading_run",
+    "linear",
+    "page_bytes",
+    "paged_attention",
+    "plan_attention",
+    "quantize_int8",
+    "rank_positions",
+    "remask_tokens",
+    "residual_draw",
+    "rms_norm",
+    "rotary_rows",
+    "runs_triton",
+    "score_rows",
+    "store_kv",
+    "swiglu",
+    "uniform_noise",
+    "verify_drawn",
+    "verify_ratio",
+]

@@ -1,0 +1,306 @@
+"""What `paged_attention` decides once per step and uses in every layer.
+
+On a CPU: which spans read their keys in place and which gather them, and their masks. On a GPU:
+nothing is read back from the device; see `paged_attention_kernel.py`.
+
+Shapes: T rows, S spans, n spans of a group, m rows of each, L entries.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels.paged_batch import PagedBatch
+
+# Spans that see this many entries (times key-value heads) or fewer are gathered and run together:
+# copying them costs less than the fixed 15 us of a call of their own.
+_GATHER_BELOW = 192
+# Rows of a long causal span are cut into tiles of this many, each over the entries it can see.
+_TILE_ROWS = 256
+
+_Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanGroup:
+    """Rows of one span, or equally long spans run together.
+
+    num_spans, num_rows: n and m
+    first_row:           the group's n * m rows start here when they lie side by side
+    row_index:           [n * m] int64 otherwise
+    num_entries:         L
+    first_slot:          the L entries lie side by side from this slot on
+    slot_index:          [n * L] int64 otherwise
+    mask:                [n, 1, m, L], 0 or -inf to add to the scores; None when all see all
+    """
+
+    num_spans: int
+    num_rows: int
+    num_entries: int
+    first_row: int | None
+    row_index: Tensor | None
+    first_slot: int | None
+    slot_index: Tensor | None
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """The step's groups in the order in which their outputs are joined.
+
+    groups:     empty on a GPU
+    row_order:  [T] int64, which joined row is row t; None when they are in order
+    blind_rows: [B] int64, rows that see nothing; None when there are none
+    num_splits: on a GPU, programs that share the keys of one span
+    """
+
+    groups: tuple[SpanGroup, ...]
+    row_order: Tensor | None
+    blind_rows: Tensor | None
+    num_splits: int = 1
+
+
+def plan_attention(
+    batch: PagedBatch,
+    *,
+    page_size: int,
+    num_heads: int,
+    num_kv_heads: int,
+    dtype: torch.dtype = torch.float32,
+) -> AttentionPlan:
+    """Plan the attention of a step; dtype is that of the queries.
+
+    Raises ValueError when the query heads are no multiple of the key-value heads.
+    """
+    if num_heads % num_kv_heads:
+        raise ValueError(f"{num_heads} query heads cannot share {num_kv_heads} key-value heads")
+    return _plan_cpu(_HostBatch.read(batch, page_size), num_kv_heads, dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _HostBatch:
+    """A batch as host arrays, with what each span sees.
+
+    starts [S + 1]; table [S, P]; lows, limits, window_lows, window_stops [T];
+    span_lows, span_stops [S]: first seen entry and one past the last (0, 0 for blind spans)
+    contiguous [S]: all entries between are seen and lie in consecutive slots
+    """
+
+    page_size: int
+    starts: _Ints
+    table: _Ints
+    lows: _Ints
+    limits: _Ints
+    window_lows: _Ints | None
+    window_stops: _Ints | None
+    span_lows: _Ints
+    span_stops: _Ints
+    contiguous: NDArray[np.bool_]
+
+    @classmethod
+    def read(cls, batch: PagedBatch, page_size: int) -> "_HostBatch":
+        starts, table = _ints(batch.span_starts), _ints(batch.page_table)
+        limits = _ints(batch.limits)
+        lows = np.zeros_like(limits) if batch.firsts is None else _ints(batch.firsts)
+        windows = None
+        if batch.window_starts is not None and batch.window_stops is not None:
+            windows = (_ints(batch.window_starts), _ints(batch.window_stops))
+        span_lows, span_stops = _seen_ranges(starts, lows, limits, windows)
+        contiguous = _lies_side_by_side(table, span_lows, span_stops, page_size)
+        host = cls(
+            page_size,
+            starts,
+            table,
+            lows,
+            limits,
+            None if windows is None else windows[0],
+            None if windows is None else windows[1],
+            span_lows,
+            span_stops,
+            contiguous,
+        )
+        if batch.firsts is not None or windows is not None:
+            for span in range(len(span_lows)):
+                contiguous[span] &= bool(host.seen_entries(span).all())
+        return host
+
+    def rows(self, span: int) -> slice:
+        return slice(int(self.starts[span]), int(self.starts[span + 1]))
+
+    def visible(self, rows: slice, entries: _Ints) -> NDArray[np.bool_]:
+        """[rows, entries]: which row sees which entry, straight from the contract."""
+        seen = (entries >= self.lows[rows, None]) & (entries < self.limits[rows, None])
+        if self.window_lows is not None and self.window_stops is not None:
+            after = entries >= self.window_lows[rows, None]
+            seen |= after & (entries < self.window_stops[rows, None])
+        return np.asarray(seen)
+
+    def seen_entries(self, span: int) -> NDArray[np.bool_]:
+        """[span's range]: whether any row sees the entry, from counts of opened intervals."""
+        low, stop = int(self.span_lows[span]), int(self.span_stops[span])
+        edges = np.zeros(stop - low + 1, np.int64)
+        rows = self.rows(span)
+        intervals = [(self.lows[rows], self.limits[rows])]
+        if self.window_lows is not None and self.window_stops is not None:
+            intervals.append((self.window_lows[rows], self.window_stops[rows]))
+        for starts, stops in intervals:
+            kept = starts < stops
+            np.add.at(edges, starts[kept] - low, 1)
+            np.add.at(edges, stops[kept] - low, -1)
+        return np.asarray(np.cumsum(edges)[:-1] > 0)
+
+    def slots(self, span: int, entries: _Ints) -> _Ints:
+        pages = self.table[span, entries // self.page_size]
+        return np.asarray(pages * self.page_size + entries % self.page_size)
+
+
+def _ints(tensor: Tensor) -> _Ints:
+    return np.asarray(tensor.numpy().astype(np.int64))
+
+
+def _seen_ranges(
+    starts: _Ints, lows: _Ints, limits: _Ints, windows: tuple[_Ints, _Ints] | None
+) -> tuple[_Ints, _Ints]:
+    """First seen entry and one past the last of every span [S]; (0, 0) when it sees nothing."""
+    if not len(limits):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    far = np.iinfo(np.int64).max
+    first = np.where(lows < limits, lows, far)
+    last = np.where(lows < limits, limits, 0)
+    if windows is not None:
+        is_open = windows[0] < windows[1]
+        first = np.minimum(first, np.where(is_open, windows[0], far))
+        last = np.maximum(last, np.where(is_open, windows[1], 0))
+    span_stops = np.maximum.reduceat(last, starts[:-1])
+    span_lows = np.minimum.reduceat(first, starts[:-1])
+    return np.where(span_stops > 0, span_lows, 0), span_stops
+
+
+def _lies_side_by_side(
+    table: _Ints, lows: _Ints, stops: _Ints, page_size: int
+) -> NDArray[np.bool_]:
+    """[S]: whether the pages between the first and the last seen entry follow each other."""
+    if table.shape[1] < 2:
+        return np.ones(len(lows), np.bool_)
+    columns = np.arange(1, table.shape[1])
+    inside = (columns > (lows // page_size)[:, None]) & (columns * page_size < stops[:, None])
+    return np.asarray(((np.diff(table, axis=1) == 1) | ~inside).all(axis=1))
+
+
+def _plan_cpu(host: _HostBatch, num_kv_heads: int, dtype: torch.dtype) -> AttentionPlan:
+    together: dict[int, list[int]] = defaultdict(list)
+    groups: list[SpanGroup] = []
+    order: list[int] = []
+    lengths = np.diff(host.starts)
+    is_short = (host.span_stops - host.span_lows) * num_kv_heads <= _GATHER_BELOW
+    for span in range(len(lengths)):
+        if is_short[span] and host.span_stops[span] > 0:
+            together[int(lengths[span])].append(span)
+        else:
+            groups.extend(_single_groups(host, span, dtype))
+            order.extend(range(host.starts[span], host.starts[span + 1]))
+    for num_rows, spans in together.items():
+        if len(spans) == 1:
+            groups.extend(_single_groups(host, spans[0], dtype))
+        else:
+            groups.append(_batched_group(host, spans, num_rows, dtype))
+        order.extend(
+            row for span in spans for row in range(host.starts[span], host.starts[span + 1])
+        )
+    return AttentionPlan(tuple(groups), _inverse(order), _blind_rows(host))
+
+
+def _inverse(order: list[int]) -> Tensor | None:
+    """Where each row lies in the joined output, or None when that is its own place."""
+    joined = np.asarray(order, np.int64)
+    if np.array_equal(joined, np.arange(len(joined))):
+        return None
+    return torch.from_numpy(np.argsort(joined))
+
+
+def _blind_rows(host: _HostBatch) -> Tensor | None:
+    sees = host.lows < host.limits
+    if host.window_lows is not None and host.window_stops is not None:
+        sees = sees | (host.window_lows < host.window_stops)
+    return None if sees.all() else torch.from_numpy(np.flatnonzero(~sees))
+
+
+def _single_groups(host: _HostBatch, span: int, dtype: torch.dtype) -> list[SpanGroup]:
+    """A span by itself, in tiles of rows when it is long and causal."""
+    rows = host.rows(span)
+    low, stop = int(host.span_lows[span]), int(host.span_stops[span])
+    if rows.stop - rows.start <= _TILE_ROWS or host.window_lows is not None:
+        return [_single_group(host, span, rows, (low, stop), dtype)]
+    tiles = []
+    for start in range(rows.start, rows.stop, _TILE_ROWS):
+        tile = slice(start, min(start + _TILE_ROWS, rows.stop))
+        # A row that sees nothing may have any first entry and any limit.
+        tile_low = min(max(low, int(host.lows[tile].min())), stop)
+        tile_stop = min(stop, int(host.limits[tile].max()))
+        tiles.append(_single_group(host, span, tile, (tile_low, tile_stop), dtype))
+    return tiles
+
+
+def _single_group(
+    host: _HostBatch, span: int, rows: slice, seen: tuple[int, int], dtype: torch.dtype
+) -> SpanGroup:
+    entries = np.arange(*seen)
+    first_slot = slot_index = None
+    if host.contiguous[span] and len(entries):
+        first_slot = int(host.slots(span, entries[:1])[0])
+    elif len(entries):
+        low = int(host.span_lows[span])
+        entries = entries[host.seen_entries(span)[seen[0] - low : seen[1] - low]]
+        slot_index = torch.from_numpy(host.slots(span, entries))
+    # One row sees all that its span sees.
+    is_single = rows.stop - rows.start == 1
+    return SpanGroup(
+        num_spans=1,
+        num_rows=rows.stop - rows.start,
+        num_entries=len(entries),
+        first_row=rows.start,
+        row_index=None,
+        first_slot=first_slot,
+        slot_index=slot_index,
+        mask=None if is_single else _mask(host.visible(rows, entries)[None], dtype),
+    )
+
+
+def _batched_group(
+    host: _HostBatch, spans: list[int], num_rows: int, dtype: torch.dtype
+) -> SpanGroup:
+    """Short spans of one length; entries beyond a span's own repeat its first seen one."""
+    seen = [host.span_lows[span] + np.flatnonzero(host.seen_entries(span)) for span in spans]
+    num_entries = max(len(entries) for entries in seen)
+    slots = np.empty((len(spans), num_entries), np.int64)
+    visible = np.zeros((len(spans), num_rows, num_entries), np.bool_)
+    for index, (span, entries) in enumerate(zip(spans, seen, strict=True)):
+        own = host.slots(span, entries)
+        slots[index, : len(own)], slots[index, len(own) :] = own, own[0]
+        visible[index, :, : len(own)] = host.visible(host.rows(span), entries)
+    rows = (host.starts[spans][:, None] + np.arange(num_rows)).ravel()
+    adjacent = bool((np.diff(rows) == 1).all())
+    return SpanGroup(
+        num_spans=len(spans),
+        num_rows=num_rows,
+        num_entries=num_entries,
+        first_row=int(rows[0]) if adjacent else None,
+        row_index=None if adjacent else torch.from_numpy(rows),
+        first_slot=None,
+        slot_index=torch.from_numpy(slots.ravel()),
+        mask=_mask(visible, dtype),
+    )
+
+
+def _mask(visible: NDArray[np.bool_], dtype: torch.dtype) -> Tensor | None:
+    """[n, m, L] as numbers to add; a row that sees nothing sees all, and is zeroed afterwards."""
+    blind = ~visible.any(axis=2, keepdims=True)
+    visible = visible | blind
+    if visible.all():
+        return None
+    hidden = torch.from_numpy(~visible)
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))[:, None]
