@@ -15,7 +15,7 @@ from sampler.errors import PromptTooLong, RequestError
 from sampler.messages import ModelInfo, StepOutput, TokenBatch
 from sampler.plan import Plan
 from sampler.request import Delta, FinishReason, Request
-from sampler.runner import HostScores, Runner
+from sampler.runner import HostScores, StepRunner
 from sampler.scheduler import Scheduler
 from sampler.score_spec import Vocabulary, build_score_spec
 from sampler.sequence_table import SequenceTable
@@ -40,12 +40,13 @@ class Engine:
     def __init__(
         self,
         *,
-        network: Network,
+        runner: StepRunner,
         rule: FamilyRule,
-        cache: KVCache,
         vocabulary: Vocabulary,
         config: EngineConfig,
         context_length: int,
+        num_pages: int,
+        device: torch.device,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
@@ -56,22 +57,22 @@ class Engine:
         self.table = SequenceTable(
             num_seats=config.max_sequences,
             max_context=context_length,
-            page_size=cache.page_size,
+            page_size=config.page_size,
             any_order=False,
         )
         self.scheduler = Scheduler(
             table=self.table,
             rule=self.rule,
-            num_pages=cache.num_pages,
+            num_pages=num_pages,
             max_rows=config.max_rows,
             eos_ids=vocabulary.eos_ids,
             prefix_caching=config.prefix_caching,
             seed=config.seed,
         )
-        self.runner = Runner(network, cache)
+        self.runner = runner
         self.advance = Advance(self.scheduler, vocabulary)
-        self.metrics = EngineMetrics(pages_total=cache.num_pages, page_size=cache.page_size)
-        self._device = cache.keys.device
+        self.metrics = EngineMetrics(pages_total=num_pages, page_size=config.page_size)
+        self._device = device
         self._clock = clock
         self._refused: list[Delta] = []
 
@@ -198,13 +199,12 @@ def cache_for(
 
     Raises ValueError when not even one page fits.
     """
-    sizes = network.config
-    dtype = network.cache_dtype
+    dtype = network.token_table.dtype
     one_page = page_bytes(
-        num_layers=sizes.num_layers,
+        num_layers=network.num_layers,
         page_size=config.page_size,
-        num_kv_heads=sizes.num_kv_heads,
-        head_dim=sizes.head_dim,
+        num_kv_heads=network.num_kv_heads,
+        head_dim=network.head_dim,
         dtype=dtype,
     )
     budget = config.cache_bytes or _default_cache_bytes(device)
@@ -213,11 +213,11 @@ def cache_for(
     if num_pages < 1:
         raise ValueError(f"cache_bytes must be at least one page ({one_page} bytes), got {budget}")
     return allocate_kv_cache(
-        num_layers=sizes.num_layers,
+        num_layers=network.num_layers,
         num_pages=num_pages,
         page_size=config.page_size,
-        num_kv_heads=sizes.num_kv_heads,
-        head_dim=sizes.head_dim,
+        num_kv_heads=network.num_kv_heads,
+        head_dim=network.head_dim,
         dtype=dtype,
         device=device,
     )

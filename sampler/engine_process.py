@@ -33,6 +33,7 @@ from sampler.messages import (
     encode_frame,
 )
 from sampler.request import Request, SamplingParams
+from sampler.runner import Runner
 from sampler.score_spec import Vocabulary
 from weights import CheckpointError, load_model
 
@@ -120,9 +121,8 @@ def load_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     cache = cache_for(model.network, config=config, context_length=min(limits), device=device)
     limits.append(cache.num_pages * cache.page_size)
     engine = Engine(
-        network=model.network,
+        runner=Runner(model.network, cache),
         rule=rule,
-        cache=cache,
         vocabulary=Vocabulary(
             size=model.network.config.vocab_size,
             eos_ids=frozenset(model.generation.eos_ids),
@@ -130,6 +130,8 @@ def load_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
         ),
         config=config,
         context_length=min(limits),
+        num_pages=cache.num_pages,
+        device=device,
     )
     warm_up(engine)
     load_s = time.monotonic() - started_s

@@ -106,9 +106,11 @@ def encode_frame(message: ToEngine | FromEngine) -> bytes:
 
 def decode_to_engine(content: bytes) -> ToEngine:
     """A message to the engine; raises msgspec.DecodeError when it is none."""
-    return _to_engine.decode(content)
+    message: ToEngine = _to_engine.decode(content)
+    return message
 
 
 def decode_from_engine(content: bytes) -> FromEngine:
     """A message from the engine; raises msgspec.DecodeError when it is none."""
-    return _from_engine.decode(content)
+    message: FromEngine = _from_engine.decode(content)
+    return message

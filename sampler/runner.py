@@ -1,6 +1,7 @@
 """`Runner`: the network and the scoring of one step, and the one copy of the result to the host."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,6 +36,13 @@ class HostScores:
     top_logprobs: NDArray[np.float32] | None = None
 
 
+class StepRunner(Protocol):
+    """Whatever runs a step: a network, or a test that says what comes out."""
+
+    def run(self, step: StepInput, spec: ScoreSpec) -> HostScores:
+        """Store what the rows settle and score the rows that ask for it."""
+
+
 class Runner:
     """Runs steps of one network over one cache."""
 
@@ -59,17 +67,16 @@ def _no_scores() -> HostScores:
 
 def _to_host(scores: RowScores) -> HostScores:
     """Copy the scores in one transfer: their bytes go side by side into one buffer."""
-    tensors = [scores.token, scores.probability, scores.argmax, scores.p1, scores.p2]
-    tensors.append(scores.entropy)
-    optional = (scores.given_logprob, scores.top_ids, scores.top_logprobs)
-    tensors.extend(tensor for tensor in optional if tensor is not None)
+    wanted = {
+        field.name: tensor
+        for field in fields(HostScores)
+        if (tensor := getattr(scores, field.name)) is not None
+    }
     if scores.token.device.type == "cpu":
-        arrays = [tensor.numpy() for tensor in tensors]
+        arrays = [tensor.numpy() for tensor in wanted.values()]
     else:
-        arrays = _download(tensors)
-    found = iter(arrays[6:])
-    given, top_ids, top_logprobs = (None if tensor is None else next(found) for tensor in optional)
-    return HostScores(*arrays[:6], given, top_ids, top_logprobs)
+        arrays = _download(list(wanted.values()))
+    return HostScores(**dict(zip(wanted, arrays, strict=True)))
 
 
 def _download(tensors: list[torch.Tensor]) -> list[NDArray[np.generic]]:
