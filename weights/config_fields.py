@@ -89,9 +89,7 @@ class ConfigFields:
         """Read one token id or a list of them; empty when absent."""
         value = self.values.get(name)
         items = value if isinstance(value, list) else [] if value is None else [value]
-        ids = tuple(
-            item for item in items if isinstance(item, int) and not isinstance(item, bool)
-        )
+        ids = tuple(item for item in items if isinstance(item, int) and not isinstance(item, bool))
         if len(ids) != len(items):
             raise self._wrong(name, "a token id or a list of them", value)
         return ids

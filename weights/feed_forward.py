@@ -170,14 +170,10 @@ def _stack_experts(
     if parts.has("experts.gate.weight", layer):
         gate_up[:, :width] = parts.take("experts.gate.weight", (count, width, hidden), layer)
         gate_up[:, width:] = parts.take("experts.up.weight", (count, width, hidden), layer)
-        return gate_up, down.copy_(
-            parts.take("experts.down.weight", (count, hidden, width), layer)
-        )
+        return gate_up, down.copy_(parts.take("experts.down.weight", (count, hidden, width), layer))
     if parts.has("experts.gate_up.weight", layer):
         gate_up.copy_(parts.take("experts.gate_up.weight", (count, 2 * width, hidden), layer))
-        return gate_up, down.copy_(
-            parts.take("experts.down.weight", (count, hidden, width), layer)
-        )
+        return gate_up, down.copy_(parts.take("experts.down.weight", (count, hidden, width), layer))
     for expert in range(count):
         gate_up[expert, :width] = parts.take("expert.gate.weight", (width, hidden), layer, expert)
         gate_up[expert, width:] = parts.take("expert.up.weight", (width, hidden), layer, expert)

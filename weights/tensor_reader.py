@@ -121,8 +121,7 @@ class TensorReader:
         left_over = sorted(
             name
             for name in self._stored
-            if name not in self._taken
-            and not any(pattern.fullmatch(name) for pattern in ignored)
+            if name not in self._taken and not any(pattern.fullmatch(name) for pattern in ignored)
         )
         if not left_over:
             return

@@ -1,0 +1,167 @@
+"""`load_model`: a checkpoint on disk to a network that runs, with its text side and its rule."""
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from weights.chat_template import ChatTemplate
+from weights.checkpoint import Checkpoint, open_checkpoint
+from weights.errors import CheckpointError
+from weights.families import Family, RuleOverrides, find_family, resolve_rule
+from weights.gelu_transformer import build_gelu_transformer
+from weights.generation_defaults import GenerationDefaults
+from weights.linear import Placement, Quantize
+from weights.network import Network
+from weights.network_config import Block, NetworkConfig
+from weights.tensor_reader import Parts, TensorReader
+from weights.tokenizer import Tokenizer
+from weights.transformer import build_transformer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """All of a model but its weights: what the API side needs, read in well under a second.
+
+    family:         with the rule of this very checkpoint: its mask id and block length
+    context_length: tokens of prompt and answer together, at most
+    """
+
+    name: str
+    family: Family
+    config: NetworkConfig
+    tokenizer: Tokenizer | None
+    chat_template: ChatTemplate | None
+    generation: GenerationDefaults
+    context_length: int
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the output head; a tokenizer may know fewer."""
+        return self.config.vocab_size
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to run; the fields are those of its description."""
+
+    network: Network
+    family: Family
+    config: NetworkConfig
+    tokenizer: Tokenizer | None
+    chat_template: ChatTemplate | None
+    generation: GenerationDefaults
+    name: str
+    context_length: int
+
+
+def describe_model(
+    path: Path, *, overrides: RuleOverrides | None = None, context_length: int | None = None
+) -> ModelDescription:
+    """Read everything about a model but its weights; raises CheckpointError like `load_model`."""
+    return _describe(open_checkpoint(path), overrides, context_length)
+
+
+def load_model(
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: Quantize | None = None,
+    overrides: RuleOverrides | None = None,
+    context_length: int | None = None,
+) -> LoadedModel:
+    """Load a checkpoint.
+
+    path:           a folder in the Hugging Face layout, or a GGUF file
+    dtype:          float32, bfloat16 or float16
+    quantize:       INT8 on a CPU
+    overrides:      mask id and block length where the checkpoint is silent or wrong
+    context_length: fewer positions than the network was made for (saves rotary tables)
+
+    Raises CheckpointError when the checkpoint is broken, incomplete, of an unknown family or
+    contradicts itself, and ValueError for a type or a length that cannot be.
+    """
+    started = time.monotonic()
+    placement = Placement(dtype, device, quantize)
+    checkpoint = open_checkpoint(path)
+    described = _describe(checkpoint, overrides, context_length)
+    family, config = described.family, described.config
+    reader = TensorReader(checkpoint.tensors, family.names)
+    network = build_network(config, family.prepare(reader, config), placement)
+    reader.finish()
+    log.info("loaded %s (%s) in %.1f s", described.name, family.name, time.monotonic() - started)
+    return LoadedModel(
+        network=network,
+        family=family,
+        config=config,
+        tokenizer=described.tokenizer,
+        chat_template=described.chat_template,
+        generation=described.generation,
+        name=described.name,
+        context_length=described.context_length,
+    )
+
+
+def build_network(config: NetworkConfig, parts: Parts, placement: Placement) -> Network:
+    """Build the network of a config from its parts."""
+    if config.block is Block.GELU:
+        return build_gelu_transformer(config, parts, placement)
+    return build_transformer(config, parts, placement)
+
+
+def _describe(
+    checkpoint: Checkpoint, overrides: RuleOverrides | None, context_length: int | None
+) -> ModelDescription:
+    family = find_family(checkpoint.config)
+    config = family.parse(checkpoint.config)
+    rule = resolve_rule(
+        family,
+        checkpoint.config,
+        vocab_size=config.vocab_size,
+        tokenizer_mask_id=_mask_id(checkpoint.tokenizer, family),
+        overrides=overrides or RuleOverrides(),
+    )
+    _check_tokenizer(checkpoint, config)
+    return ModelDescription(
+        name=checkpoint.name,
+        family=replace(family, rule=rule),
+        config=_limited(config, context_length),
+        tokenizer=checkpoint.tokenizer,
+        chat_template=checkpoint.chat_template,
+        generation=checkpoint.generation,
+        context_length=config.max_positions if context_length is None else context_length,
+    )
+
+
+def _limited(config: NetworkConfig, context_length: int | None) -> NetworkConfig:
+    if context_length is None:
+        return config
+    if not 1 <= context_length <= config.max_positions:
+        raise ValueError(
+            f"context_length must be within 1..{config.max_positions}, got {context_length}"
+        )
+    if config.rotary is None:
+        # A learned table has its size on disk; it is small, and the limit is the engine's to keep.
+        return config
+    return replace(config, max_positions=context_length)
+
+
+def _mask_id(tokenizer: Tokenizer | None, family: Family) -> int | None:
+    if tokenizer is None:
+        return None
+    ids = (tokenizer.token_id(token) for token in family.mask_tokens)
+    return next((token_id for token_id in ids if token_id is not None), None)
+
+
+def _check_tokenizer(checkpoint: Checkpoint, config: NetworkConfig) -> None:
+    tokenizer = checkpoint.tokenizer
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer of {checkpoint.name} has {tokenizer.vocab_size} tokens, but its "
+            f"network only {config.vocab_size}"
+        )
