@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from kernels import AttentionPlan, PagedBatch, RotaryRows, paged_attention, store_kv
 from torch import Tensor
 
+from kernels import AttentionPlan, PagedBatch, RotaryRows, paged_attention, store_kv
 from weights.linear import Linear, Placement
 from weights.network_config import NetworkConfig
 from weights.tensor_reader import Parts

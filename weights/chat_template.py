@@ -85,7 +85,7 @@ class ChatTemplate:
                 pieces.append(piece)
         except TemplateError:
             raise
-        except Exception as error:  # noqa: BLE001 -- a template can fail in any way it likes
+        except Exception as error:
             raise TemplateError(f"the chat template refused the messages: {error}") from error
         return "".join(pieces)
 
@@ -93,7 +93,7 @@ class ChatTemplate:
 class _GenerationBlock(jinja2.ext.Extension):
     """Lets `{% generation %}` through, with which training code marks the answer."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012 -- declared so by its base
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         """Replace the block by what it holds."""
@@ -101,9 +101,22 @@ class _GenerationBlock(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _to_json(value: Json, indent: int | None = None, ensure_ascii: bool = False) -> str:
+def _to_json(
+    value: Json,
+    indent: int | None = None,
+    *,
+    ensure_ascii: bool = False,
+    sort_keys: bool = False,
+    separators: tuple[str, str] | None = None,
+) -> str:
     """Write JSON as it stands; jinja2's own filter escapes it for HTML."""
-    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
+    return json.dumps(
+        value,
+        indent=indent,
+        ensure_ascii=ensure_ascii,
+        sort_keys=sort_keys,
+        separators=separators,
+    )
 
 
 def _raise_exception(message: str) -> None:

@@ -6,9 +6,9 @@ Shapes: T rows, d hidden width, I feed-forward width, E experts, k experts a tok
 from dataclasses import dataclass
 
 import torch
-from kernels import grouped_experts, swiglu
 from torch import Tensor
 
+from kernels import grouped_experts, swiglu
 from weights.linear import Linear, Placement
 from weights.network_config import ExpertsConfig, NetworkConfig, RouterScore
 from weights.tensor_reader import Parts
@@ -78,10 +78,8 @@ def route(
     The bias takes part in the choice only. Returns ids [T, k] int64 and weights [T, k] float32.
     From: LLaDA2.0 technical report, arXiv 2512.15745 (grouped sigmoid routing).
     """
-    if config.score is RouterScore.SIGMOID:
-        scores = logits.sigmoid()
-    else:
-        scores = logits.softmax(dim=-1)
+    is_sigmoid = config.score is RouterScore.SIGMOID
+    scores = logits.sigmoid() if is_sigmoid else logits.softmax(dim=-1)
     preference = scores if selection_bias is None else scores + selection_bias
     if config.num_groups > 1:
         preference = _keep_best_groups(preference, config)
@@ -94,12 +92,13 @@ def route(
 
 def _keep_best_groups(preference: Tensor, config: ExpertsConfig) -> Tensor:
     """Rule out the experts outside the best groups."""
-    grouped = preference.unflatten(-1, (config.num_groups, -1))  # [T, groups, E / groups]
+    rows = preference.shape[0]
+    grouped = preference.view(rows, config.num_groups, -1)  # [T, groups, E / groups]
     members = min(_MEMBERS_JUDGED, grouped.shape[-1])
     group_scores = grouped.topk(members, dim=-1).values.sum(dim=-1)
     kept = group_scores.topk(config.kept_groups, dim=-1).indices
     is_kept = torch.zeros_like(group_scores, dtype=torch.bool).scatter_(-1, kept, True)
-    return grouped.masked_fill(~is_kept.unsqueeze(-1), float("-inf")).flatten(-2)
+    return grouped.masked_fill(~is_kept.unsqueeze(-1), float("-inf")).view(rows, -1)
 
 
 def build_gated_feed_forward(

@@ -5,9 +5,9 @@ Shapes: T rows, R rows that want scores, d hidden width.
 
 from dataclasses import dataclass
 
-from kernels import Int8Weight, KVCache, RotaryTable, layer_norm, plan_attention, rotary_rows
 from torch import Tensor
 
+from kernels import Int8Weight, KVCache, RotaryTable, layer_norm, plan_attention, rotary_rows
 from weights.attention import Attention, AttentionStep, build_attention
 from weights.embedding import Vocabulary, build_vocabulary
 from weights.feed_forward import GeluFeedForward, build_gelu_feed_forward

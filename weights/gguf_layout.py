@@ -131,8 +131,8 @@ def half_split_rows(values: Tensor, *, head_dim: int) -> Tensor:
 
     values: rows of all heads, [H * D] or [H * D, in]
     """
-    pairs = values.unflatten(0, (-1, head_dim // 2, 2))  # [H, D / 2, 2, ...]
-    return pairs.transpose(1, 2).flatten(0, 2).contiguous()
+    pairs = values.reshape(-1, head_dim // 2, 2, *values.shape[1:])  # [H, D / 2, 2, ...]
+    return pairs.transpose(1, 2).reshape(values.shape)
 
 
 def config_from_gguf(file: GgufFile) -> dict[str, Json]:

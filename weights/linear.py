@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
-from kernels import Int8Weight, linear, quantize_int8
 from torch import Tensor
+
+from kernels import Int8Weight, linear, quantize_int8
 
 
 class Quantize(StrEnum):

@@ -6,8 +6,9 @@ Shapes: T rows of the step, R rows that want scores, d hidden width, V vocabular
 from dataclasses import dataclass
 from typing import Protocol
 
-from kernels import Int8Weight, KVCache, PagedBatch
 from torch import Tensor
+
+from kernels import Int8Weight, KVCache, PagedBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 import math
 
 import torch
-from kernels import RotaryTable
 from torch import Tensor
 
+from kernels import RotaryTable
 from weights.network_config import (
     FrequencyFactors,
     LinearScaling,

@@ -128,7 +128,7 @@ def read_tokenizer_json(
     try:
         backend = tokenizers.Tokenizer.from_str(content)
         decoder: Json = json.loads(content).get("decoder")
-    except Exception as error:  # noqa: BLE001 -- the library raises nothing more precise
+    except Exception as error:
         raise CheckpointError(f"{where} is no readable tokenizer: {error}") from error
     # Text must not depend on what else is encoded beside it.
     backend.no_padding()

@@ -8,6 +8,8 @@ Shapes: T rows, R rows that want scores, d hidden width.
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from kernels import (
     Int8Weight,
     KVCache,
@@ -17,8 +19,6 @@ from kernels import (
     rms_norm,
     rotary_rows,
 )
-from torch import Tensor
-
 from weights.attention import Attention, AttentionStep, build_attention
 from weights.embedding import Vocabulary, build_vocabulary
 from weights.feed_forward import FeedForward, build_gated_feed_forward

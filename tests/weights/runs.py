@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from kernels import KVCache, PagedBatch, allocate_kv_cache
 from safetensors.torch import load_file
+
+from kernels import KVCache, PagedBatch, allocate_kv_cache
 from weights import NetworkInput
 
 PAGE_SIZE = 4

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from weights import load_model
 
 from tests.weights.runs import (
     Span,
@@ -15,6 +14,7 @@ from tests.weights.runs import (
     run_step,
     whole_logits,
 )
+from weights import load_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2"]
 # Float32 in another order of operations differs by up to 2e-5 on logits of this scale.
