@@ -69,11 +69,9 @@ def accept_entropy_bound(entropy: Tensor, is_open: Tensor, bound: Tensor) -> Ten
     """
     place = rank_positions(-entropy, is_open)
     ordered = torch.empty_like(entropy).scatter_(1, place, entropy.masked_fill(~is_open, 0.0))
-    before = ordered.cumsum(1) - ordered
-    # The first is accepted whatever the bound; its own sum is zero but for rounding.
-    within = (before <= bound[:, None]).scatter_(1, torch.zeros_like(place[:, :1]), True)
-    # Entropies are not negative, so the accepted ones are a prefix; rounding must not break it.
-    within = within.to(torch.int8).cummin(1).values.bool()
+    within = ordered.cumsum(1).roll(1, 1) <= bound[:, None]
+    # Nothing is before the first, which is accepted whatever the bound.
+    within[:, :1] = True
     return is_open & within.gather(1, place)
 
 

@@ -11,7 +11,7 @@ from kernels.noise import gumbel_noise, log_exponential_from_keys, noise_keys
 from kernels.score_spec import AllowedTokens, RowScores, ScoreSpec, SparseAdjust, check_spec
 
 # A tile of logits is at most this large, whatever the number of rows.
-_TILE_BYTES = 16 * 2**20
+TILE_BYTES = 16 * 2**20
 # Stands for minus infinity: its exponential is zero and its product with zero is not NaN.
 _NEVER = -1e30
 
@@ -114,7 +114,7 @@ def _score_rows_cpu(
     hidden: Tensor, head_weight: Tensor | Int8Weight, head_bias: Tensor | None, spec: ScoreSpec
 ) -> RowScores:
     """Full rows of a bounded number at a time: a CPU gains nothing from vocabulary tiles."""
-    tile_rows = max(1, _TILE_BYTES // (4 * _vocab(head_weight)))
+    tile_rows = max(1, TILE_BYTES // (4 * _vocab(head_weight)))
     tiles = []
     for start in range(0, hidden.shape[0], tile_rows):
         rows = slice(start, min(start + tile_rows, hidden.shape[0]))

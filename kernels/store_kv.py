@@ -61,8 +61,8 @@ def _check(
 
 def _head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
-    return wide.mul(scale).mul_(weight).to(x.dtype)
+    scale = torch.rsqrt((wide * wide).mean(-1, keepdim=True) + eps)
+    return (wide * scale * weight).to(x.dtype)
 
 
 def store_kv_reference(
@@ -79,7 +79,12 @@ def store_kv_reference(
 ) -> Tensor:
     """Define the operation row by row in float32."""
     page_size, num_kv_heads = keys.shape[1], keys.shape[2]
-    q, k, v = qkv.float().split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    wide = qkv.float()
+    q, k, v = (
+        wide[:, :num_heads],
+        wide[:, num_heads : num_heads + num_kv_heads],
+        wide[:, num_heads + num_kv_heads :],
+    )
     if q_norm is not None and k_norm is not None:
         q = q / (q.pow(2).mean(-1, keepdim=True) + norm_eps).sqrt() * q_norm.float()
         k = k / (k.pow(2).mean(-1, keepdim=True) + norm_eps).sqrt() * k_norm.float()

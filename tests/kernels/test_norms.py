@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from kernels import add_rms_norm, layer_norm, rms_norm
+from kernels.norms import add_rms_norm_reference, layer_norm_reference, rms_norm_reference
+
+SHAPES = [(0, 8), (1, 1), (3, 576), (5, 1023), (2, 1024), (2, 1025)]
+
+
+def tolerance(dtype):
+    # One rounding of the result; float32 sums in another order.
+    return {"atol": 4 * torch.finfo(dtype).eps, "rtol": 4 * torch.finfo(dtype).eps}
+
+
+def draw(shape, dtype, device):
+    return (3 * torch.randn(shape)).to(dtype).to(device), torch.rand(shape[1]).to(dtype).to(device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rms_norm_agrees_with_reference(shape, dtype, device):
+    x, weight = draw(shape, dtype, device)
+    expected = rms_norm_reference(x, weight, 1e-5)
+    torch.testing.assert_close(rms_norm(x, weight, 1e-5), expected, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_add_rms_norm_agrees_with_reference(shape, dtype, device):
+    x, weight = draw(shape, dtype, device)
+    residual = torch.randn(shape).to(dtype).to(device)
+    kept = residual.clone()
+    normed, total = add_rms_norm(x, residual, weight, 1e-5)
+    expected, expected_total = add_rms_norm_reference(x, residual, weight, 1e-5)
+    torch.testing.assert_close(normed, expected, **tolerance(dtype))
+    torch.testing.assert_close(total, expected_total, **tolerance(dtype))
+    assert torch.equal(residual, kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layer_norm_agrees_with_reference(shape, with_bias, dtype, device):
+    x, weight = draw(shape, dtype, device)
+    bias = torch.randn(shape[1]).to(dtype).to(device) if with_bias else None
+    expected = layer_norm_reference(x, weight, bias, 1e-5)
+    torch.testing.assert_close(layer_norm(x, weight, bias, 1e-5), expected, **tolerance(dtype))
+
+
+def test_rms_norm_by_hand():
+    normed = rms_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, 2.0]), 0.0)
+    torch.testing.assert_close(normed, torch.tensor([[3.0, 8.0]]) / 12.5**0.5)
+
+
+def test_rows_of_a_strided_input(device):
+    wide = torch.randn(4, 64, device=device)
+    weight = torch.rand(32, device=device)
+    expected = rms_norm_reference(wide[:, ::2], weight, 1e-6)
+    torch.testing.assert_close(rms_norm(wide[:, ::2], weight, 1e-6), expected)
+
+
+def test_zeros_stay_zeros(device):
+    normed = rms_norm(torch.zeros(2, 8, device=device), torch.ones(8, device=device), 1e-6)
+    assert normed.eq(0).all()
