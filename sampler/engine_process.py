@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 import torch
@@ -35,10 +36,15 @@ from sampler.messages import (
 from sampler.request import Request, SamplingParams
 from sampler.runner import Runner
 from sampler.score_spec import Vocabulary
-from weights import CheckpointError, load_model
+from weights import CheckpointError, Quantize, load_model
 
 log = logging.getLogger(__name__)
 
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 _READ_BYTES = 1 << 20
 _WARM_UP_ROWS = 32
 # How often an idle engine tells the API process that it is alive.
@@ -112,24 +118,27 @@ def load_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
         torch.set_num_threads(config.num_threads)
     dtype = config.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     model = load_model(
-        config.model, dtype=getattr(torch, dtype), device=device, quantize=config.quantization
+        Path(config.model),
+        dtype=_DTYPES[dtype],
+        device=device,
+        quantize=None if config.quantization is None else Quantize(config.quantization),
+        context_length=config.max_context,
     )
     rule = model.family.rule
-    limits = [model.context_length]
-    if config.max_context is not None:
-        limits.append(config.max_context)
-    cache = cache_for(model.network, config=config, context_length=min(limits), device=device)
-    limits.append(cache.num_pages * cache.page_size)
+    cache = cache_for(
+        model.network, config=config, context_length=model.context_length, device=device
+    )
+    context_length = min(model.context_length, cache.num_pages * cache.page_size)
     engine = Engine(
         runner=Runner(model.network, cache),
         rule=rule,
         vocabulary=Vocabulary(
-            size=model.network.config.vocab_size,
-            eos_ids=frozenset(model.generation.eos_ids),
+            size=model.config.vocab_size,
+            eos_ids=frozenset(model.generation.eos_token_ids),
             suppressed=() if rule.mask_token_id is None else (rule.mask_token_id,),
         ),
         config=config,
-        context_length=min(limits),
+        context_length=context_length,
         num_pages=cache.num_pages,
         device=device,
     )

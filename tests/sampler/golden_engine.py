@@ -1,0 +1,80 @@
+"""An engine over a golden checkpoint, and the cases computed by the original code."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from kernels import allocate_kv_cache
+from sampler.engine import Engine
+from sampler.engine_config import EngineConfig
+from sampler.runner import Runner
+from sampler.score_spec import Vocabulary
+from weights import LoadedModel, RuleOverrides, load_model
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+LOGITS_TOLERANCE = 1e-4  # two orders of float32 operations differ by up to 2e-5 here
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenCase:
+    """One case: its entry in cases.json and its tensors by their short names."""
+
+    entry: dict
+    tensors: dict[str, torch.Tensor]
+
+
+def golden_cases(family: str) -> dict[str, GoldenCase]:
+    folder = GOLDEN / family
+    entries = json.loads((folder / "cases.json").read_text())["cases"]
+    tensors = load_file(folder / "cases.safetensors")
+    return {
+        entry["name"]: GoldenCase(
+            entry,
+            {
+                name.removeprefix(entry["name"] + "."): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(entry["name"] + ".")
+            },
+        )
+        for entry in entries
+    }
+
+
+def golden_model(family: str, overrides: RuleOverrides | None = None) -> LoadedModel:
+    return load_model(
+        GOLDEN / family, dtype=torch.float32, device=torch.device("cpu"), overrides=overrides
+    )
+
+
+def golden_engine(model: LoadedModel, *, eos=(), page_size=4, context=None, **options) -> Engine:
+    """An engine in this process over a loaded model; options are fields of `EngineConfig`."""
+    settings = {"max_sequences": 8, "max_rows": 256, **options}
+    config = EngineConfig(model="golden", page_size=page_size, **settings)
+    context = context or model.context_length
+    num_pages = config.max_sequences * (context // page_size + 1)
+    cache = allocate_kv_cache(
+        num_layers=model.network.num_layers,
+        num_pages=num_pages,
+        page_size=page_size,
+        num_kv_heads=model.network.num_kv_heads,
+        head_dim=model.network.head_dim,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    rule = model.family.rule
+    return Engine(
+        runner=Runner(model.network, cache),
+        rule=rule,
+        vocabulary=Vocabulary(
+            size=model.config.vocab_size,
+            eos_ids=frozenset(eos),
+            suppressed=() if rule.mask_token_id is None else (rule.mask_token_id,),
+        ),
+        config=config,
+        context_length=context,
+        num_pages=num_pages,
+        device=torch.device("cpu"),
+    )
