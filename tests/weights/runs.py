@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from kernels import KVCache, PagedBatch, allocate_kv_cache
+from kernels import Int8Weight, KVCache, PagedBatch, allocate_kv_cache
 from weights import NetworkInput
 
 PAGE_SIZE = 4
@@ -122,8 +122,9 @@ def step_input(spans, *, draft_rows=None, score_rows=None):
 
 
 def head_logits(network, hidden):
-    """Logits of hidden rows through a float head."""
-    logits = hidden @ network.head_weight.T
+    """Logits of hidden rows through the head, in float."""
+    head = network.head_weight
+    logits = hidden @ (head.dense() if isinstance(head, Int8Weight) else head).T
     return logits if network.head_bias is None else logits + network.head_bias
 
 

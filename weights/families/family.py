@@ -93,6 +93,7 @@ class FamilyRule:
     sub_block_length:  drafts are accepted inside the leftmost part of this length, or None
     seeded:            the first token of a block is what the row before it says
     mask_token_id:     the token drafted positions hold; None without drafts
+    suppresses_mask:   the mask token counts in no probability (its logit is minus infinity)
     can_infill:        text after the answer can be given
     acceptance:        the authors' way to accept drafts
     """
@@ -108,6 +109,7 @@ class FamilyRule:
     sub_block_length: int | None = None
     seeded: bool = False
     mask_token_id: int | None = None
+    suppresses_mask: bool = False
     can_infill: bool = False
     acceptance: AcceptanceDefaults = AcceptanceDefaults()
 
