@@ -2,8 +2,8 @@
 
 A number is drawn for (seed, position, purpose, attempt, token id). The first four are mixed into
 a key of 64 bits per row (splitmix64); a keyed 32-bit hash of the token id follows (the `lowbias32`
-finaliser with the second half of the key added between its rounds). All of it is wrapping integer
-arithmetic: CPU and GPU get the same integers, and so the same draws up to rounding of a logarithm.
+finaliser, 31 bits, the second half of the key added between its rounds). All of it is wrapping
+integer arithmetic: CPU and GPU get the same integers, so the same draws up to rounding of a log.
 
 Shapes: R rows, N token ids.
 From: Steele, Lea and Flood 2014, Fast splittable pseudorandom number generators (splitmix64);
@@ -27,9 +27,6 @@ HASH_MULTIPLIER_2 = 0x846CA68B - 2**32
 # offset keeps the smallest above 0.
 UNIFORM_SCALE = 2.0**-31 * (1 - 2.0**-23)
 UNIFORM_OFFSET = 2.0**-33
-# Below this, -log(1 - u) is computed as u + u^2 / 2: 1 - u would round away the digits that
-# decide the largest Gumbel values. The next term is below 4e-7 of the result.
-SERIES_BELOW = 1e-3
 
 
 def _signed(value: int) -> int:
@@ -64,37 +61,41 @@ def gumbel_noise(
 
 
 def uniform_from_keys(keys: Tensor, token_ids: Tensor) -> Tensor:
-    """Uniform numbers [R, N] in (0, 1) for keys [R, 2] int32 and token ids [N]."""
-    bits = _hash(keys, token_ids)
-    return bits.bitwise_and_(0x7FFFFFFF).float().mul_(UNIFORM_SCALE).add_(UNIFORM_OFFSET)
+    """Uniform numbers [R, N] in (0, 1) for keys [R, 2] int32 and token ids [N] or [R, N]."""
+    return _hash(keys, token_ids).float().mul_(UNIFORM_SCALE).add_(UNIFORM_OFFSET)
 
 
 def gumbel_from_keys(keys: Tensor, token_ids: Tensor) -> Tensor:
-    """Standard Gumbel numbers [R, N]: -log(-log(1 - u)) with full resolution where it is large."""
+    """Standard Gumbel numbers [R, N]; arguments as for `uniform_from_keys`."""
     return log_exponential_from_keys(keys, token_ids).neg_()
 
 
 def log_exponential_from_keys(keys: Tensor, token_ids: Tensor) -> Tensor:
-    """Logarithms [R, N] of standard exponential numbers: the negative of a Gumbel number."""
-    uniform = uniform_from_keys(keys, token_ids)
-    series = torch.addcmul(uniform, uniform, uniform, value=0.5)
-    small = uniform < SERIES_BELOW
-    exponential = uniform.neg_().log1p_().neg_()
-    return torch.where(small, series, exponential, out=exponential).log_()
+    """Logarithms [R, N] of standard exponential numbers: the negative of a Gumbel number.
+
+    log(-log(1 - u)), where log1p keeps full resolution at the small u that decide the largest
+    Gumbel values.
+    """
+    minus_uniform = _hash(keys, token_ids).float().mul_(-UNIFORM_SCALE).sub_(UNIFORM_OFFSET)
+    return minus_uniform.log1p_().neg_().log_()
 
 
 def _hash(keys: Tensor, token_ids: Tensor) -> Tensor:
-    """Hash [R, N] int32; `>>` keeps the sign, so the copied sign bits are masked off."""
+    """Hash [R, N] int32 >= 0, 31 bits wide.
+
+    `>>` on signed integers copies the sign, so `x ^ (x >> n)` takes x and ~x to one value below
+    2**31. That costs one bit, no token id meets its own complement, and it saves the masks.
+    """
     bits = token_ids.to(torch.int32) ^ keys[:, :1]
     shifted = bits >> 16
-    bits ^= shifted.bitwise_and_(0xFFFF)
+    bits ^= shifted
     bits *= HASH_MULTIPLIER_1
     bits += keys[:, 1:]
     torch.bitwise_right_shift(bits, 15, out=shifted)
-    bits ^= shifted.bitwise_and_(0x1FFFF)
+    bits ^= shifted
     bits *= HASH_MULTIPLIER_2
     torch.bitwise_right_shift(bits, 16, out=shifted)
-    bits ^= shifted.bitwise_and_(0xFFFF)
+    bits ^= shifted
     return bits
 
 

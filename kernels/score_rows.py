@@ -12,6 +12,9 @@ from kernels.score_spec import AllowedTokens, RowScores, ScoreSpec, SparseAdjust
 
 # A tile of logits is at most this large, whatever the number of rows.
 TILE_BYTES = 16 * 2**20
+# Rows drawn at a time, so that their noise stays in the cache, and candidates that filters look at.
+_DRAW_ROWS = 8
+_CANDIDATES = 512
 # Stands for minus infinity: its exponential is zero and its product with zero is not NaN.
 _NEVER = -1e30
 
@@ -206,58 +209,90 @@ def _draw(logits: Tensor, rows: slice, spec: ScoreSpec, argmax: Tensor) -> Tenso
     sampled = temperature.nonzero()[:, 0]
     if sampled.numel() == 0:
         return argmax
-    everyone = sampled.numel() == logits.shape[0]
-    index = sampled + rows.start
-    tempered = (logits if everyone else logits[sampled]) / temperature[sampled, None]
-    if spec.filters:
-        _filter_(tempered, index, spec)
-    keys = noise_keys(
+    filtered = _asks_filter(spec, rows)[sampled] if spec.filters else None
+    token = argmax.clone()
+    for block in (
+        sampled.split(_DRAW_ROWS) if filtered is None else sampled[~filtered].split(_DRAW_ROWS)
+    ):
+        tempered = logits[block] / temperature[block, None]
+        token[block] = _draw_all(tempered, _keys(spec, block + rows.start))
+    if filtered is not None:
+        for block in sampled[filtered].split(_DRAW_ROWS):
+            tempered = logits[block] / temperature[block, None]
+            token[block] = _draw_filtered(tempered, block + rows.start, spec)
+    return token
+
+
+def _keys(spec: ScoreSpec, index: Tensor) -> Tensor:
+    return noise_keys(
         spec.seeds[index], spec.positions[index], spec.purposes[index], spec.attempts[index]
     )
-    tokens = torch.arange(logits.shape[1], dtype=torch.int32)
-    drawn = tempered.sub_(log_exponential_from_keys(keys, tokens)).argmax(1, keepdim=True)
-    return drawn if everyone else argmax.index_copy(0, sampled, drawn)
 
 
-def _filter_(tempered: Tensor, index: Tensor, spec: ScoreSpec) -> None:
-    """Forbid what top-k, top-p and min-p drop, in the rows that ask for any of them."""
-    vocab = tempered.shape[1]
-    top_k = None if spec.top_k is None else spec.top_k[index].long()
-    top_p = None if spec.top_p is None else spec.top_p[index]
-    min_p = None if spec.min_p is None else spec.min_p[index]
-    asks = torch.zeros(len(index), dtype=torch.bool)
-    if top_k is not None:
-        asks |= (top_k > 0) & (top_k < vocab)
-    if top_p is not None:
-        asks |= top_p < 1
-    if min_p is not None:
-        asks |= min_p > 0
-    asking = asks.nonzero()[:, 0]
-    if asking.numel() == 0:
-        return
-    rows = tempered[asking]
-    cutoff = _cutoffs(rows, *(None if x is None else x[asking] for x in (top_k, top_p, min_p)))
-    tempered[asking] = rows.masked_fill_(rows < cutoff, _NEVER)
+def _asks_filter(spec: ScoreSpec, rows: slice) -> Tensor:
+    """[r] bool: whether top-k, top-p or min-p is on for the row."""
+    asks = torch.zeros(rows.stop - rows.start, dtype=torch.bool)
+    if spec.top_k is not None:
+        asks |= spec.top_k[rows] > 0
+    if spec.top_p is not None:
+        asks |= spec.top_p[rows] < 1
+    if spec.min_p is not None:
+        asks |= spec.min_p[rows] > 0
+    return asks
 
 
-def _cutoffs(
-    tempered: Tensor, top_k: Tensor | None, top_p: Tensor | None, min_p: Tensor | None
-) -> Tensor:
-    """Smallest logit [r, 1] that each row of tempered [r, V] keeps."""
-    ordered = tempered if top_p is None and top_k is None else tempered.sort(1, True).values
-    cutoff = torch.full_like(ordered[:, :1], _NEVER / 2)
-    if top_k is not None:
-        last = torch.where(top_k > 0, top_k, ordered.shape[1]).clamp_max(ordered.shape[1]) - 1
-        cutoff = torch.maximum(cutoff, ordered.gather(1, last[:, None]))
-    if top_p is not None:
-        probs = ordered.masked_fill(ordered < cutoff, float("-inf")).softmax(1)
-        # Mass of strictly likelier tokens: that of the first of a run of ties counts for all.
-        before = probs.cumsum(1) - probs
-        kept = (before < top_p[:, None]).sum(1, keepdim=True) - 1
-        nucleus = ordered.gather(1, kept)
-        cutoff = torch.where(top_p[:, None] < 1, torch.maximum(cutoff, nucleus), cutoff)
-    if min_p is not None:
-        near = tempered.amax(1, keepdim=True) + min_p[:, None].log()
+def _draw_all(tempered: Tensor, keys: Tensor) -> Tensor:
+    """Tokens [r, 1] drawn from tempered logits [r, V], which are used up."""
+    tokens = torch.arange(tempered.shape[1], dtype=torch.int32)
+    # `max` finds the index three times faster than `argmax`.
+    return tempered.sub_(log_exponential_from_keys(keys, tokens)).max(1, True).indices
+
+
+def _draw_filtered(tempered: Tensor, index: Tensor, spec: ScoreSpec) -> Tensor:
+    """Tokens [r, 1] drawn from what the filters keep; `index` are the rows' places in the spec.
+
+    The likeliest few hundred tokens nearly always hold all that is kept; other rows are sorted.
+    """
+    keys = _keys(spec, index)
+    best = tempered.topk(min(_CANDIDATES, tempered.shape[1]), dim=1)
+    cutoff = _cutoffs(best.values, tempered.logsumexp(1, True), index, spec)
+    kept = best.values.masked_fill(best.values < cutoff, _NEVER)
+    place = kept.sub_(log_exponential_from_keys(keys, best.indices)).max(1, True).indices
+    token = best.indices.gather(1, place)
+    if best.values.shape[1] < tempered.shape[1]:
+        # A cutoff at the last candidate, or below it, may keep tokens that are no candidates.
+        short = (cutoff <= best.values[:, -1:]).nonzero()[:, 0]
+        if short.numel():
+            rows = tempered[short]
+            ordered = rows.sort(dim=1, descending=True).values
+            cutoff = _cutoffs(ordered, rows.logsumexp(1, True), index[short], spec)
+            token[short] = _draw_all(rows.masked_fill_(rows < cutoff, _NEVER), keys[short])
+    return token
+
+
+def _cutoffs(ordered: Tensor, log_sum_exp: Tensor, index: Tensor, spec: ScoreSpec) -> Tensor:
+    """Smallest logit [r, 1] that each row keeps, of its best [r, N] in falling order.
+
+    A row that keeps more than N gets its N-th or a smaller one. log_sum_exp [r, 1] is over all.
+    """
+    cutoff = torch.full_like(log_sum_exp, _NEVER / 2)
+    number = ordered.shape[1]
+    if spec.top_k is not None:
+        top_k = spec.top_k[index].long()[:, None]
+        kth = ordered.gather(1, top_k.clamp(1, number) - 1)
+        cutoff = torch.where(top_k > 0, kth, cutoff)
+        # What top-p sees is normalised over what top-k keeps, unless that is more than N.
+        kept = ordered.masked_fill(ordered < cutoff, float("-inf")).logsumexp(1, True)
+        log_sum_exp = torch.where((top_k > 0) & (top_k < number), kept, log_sum_exp)
+    if spec.top_p is not None:
+        top_p = spec.top_p[index, None]
+        likelier = (ordered - log_sum_exp).exp_().cumsum(1).roll(1, 1)
+        likelier[:, 0] = 0
+        # Mass before a run of ties decides for the whole run: its first is kept or none is.
+        last = (likelier < top_p).sum(1, keepdim=True) - 1
+        cutoff = torch.where(top_p < 1, torch.maximum(cutoff, ordered.gather(1, last)), cutoff)
+    if spec.min_p is not None:
+        near = ordered[:, :1] + spec.min_p[index, None].log()
         cutoff = torch.maximum(cutoff, near)
     return cutoff
 

@@ -29,12 +29,16 @@ def python_uniform(seed, position, purpose, attempt, token):
     key = splitmix((seed + golden) & MASK_64)
     key = splitmix(key ^ ((position * 0x94D049BB133111EB + golden) & MASK_64))
     key = splitmix((key + ((attempt << 8) | purpose) * golden) & MASK_64)
-    bits = token ^ (key & MASK_32)
-    bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & MASK_32
-    bits = (bits + (key >> 32)) & MASK_32
-    bits = ((bits ^ (bits >> 15)) * 0x846CA68B) & MASK_32
-    bits ^= bits >> 16
-    return (bits & 0x7FFFFFFF) * 2.0**-31
+    bits = signed(token ^ (key & MASK_32))
+    bits = signed((bits ^ (bits >> 16)) * 0x7FEB352D)
+    bits = signed(bits + (key >> 32))
+    bits = signed((bits ^ (bits >> 15)) * 0x846CA68B)
+    return (bits ^ (bits >> 16)) * 2.0**-31
+
+
+def signed(value):
+    """The 32-bit integer that a wrapping register would hold."""
+    return ((value + 2**31) & MASK_32) - 2**31
 
 
 def test_uniform_noise_is_the_stated_integer_function():
