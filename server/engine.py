@@ -1,49 +1,46 @@
-"""What the server asks of the engine and of the model's text tools.
+"""`Engine`: what the server asks of the engine.
 
-`sampler.engine_client.EngineClient` and the types of `weights` have these shapes; tests bring
-an engine that says what the test tells it.
+`sampler.EngineClient` has this shape; tests bring an engine that says what they tell it.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Protocol
 
-from sampler.engine_metrics import EngineMetrics
-from sampler.request import Delta, Request
-
-
-class ModelInfo(Protocol):
-    """What the engine says of its model once it is ready.
-
-    modes:          what it can decode by, of ar, diffusion and speculative
-    context_length: prompt and answer together, in tokens
-    can_infill:     whether a suffix can follow the answer
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def family(self) -> str: ...
-    @property
-    def modes(self) -> tuple[str, ...]: ...
-    @property
-    def context_length(self) -> int: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def can_infill(self) -> bool: ...
+from sampler import Delta, EngineMetrics, ModelInfo, Request
 
 
 class Engine(Protocol):
     """Runs requests; lives in a process of its own behind this client."""
 
     @property
-    def is_alive(self) -> bool: ...
+    def is_alive(self) -> bool:
+        """Whether the engine process runs."""
+        ...
+
     @property
-    def is_ready(self) -> bool: ...
+    def is_ready(self) -> bool:
+        """Whether requests are served now."""
+        ...
+
     @property
-    def metrics(self) -> EngineMetrics: ...
+    def num_open(self) -> int:
+        """Requests whose stream has not ended."""
+        ...
+
     @property
-    def info(self) -> ModelInfo: ...
+    def last_heard_s(self) -> float:
+        """When the engine last said anything, in monotonic seconds."""
+        ...
+
+    @property
+    def metrics(self) -> EngineMetrics:
+        """The latest snapshot."""
+        ...
+
+    @property
+    def info(self) -> ModelInfo:
+        """The loaded model; raises EngineStopped before `start` has returned."""
+        ...
 
     async def start(self) -> None:
         """Return when requests can be served."""
@@ -62,23 +59,5 @@ class Engine(Protocol):
         ...
 
     def cancel(self, request_id: str) -> None:
-        """Give up a request; one that has ended or was never taken is left alone."""
+        """Give up a request; it gets no more deltas. One that has ended is left alone."""
         ...
-
-
-class Detokenizer(Protocol):
-    """Token ids to text as they arrive, never splitting a character."""
-
-    def push(self, token_id: int) -> str: ...
-    def finish(self) -> str: ...
-
-
-class Tokenizer(Protocol):
-    """Text to token ids and back."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
-    def token_bytes(self, token_id: int) -> bytes: ...
-    def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer: ...

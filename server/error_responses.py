@@ -58,9 +58,7 @@ def unsupported(param: str, reason: str) -> ApiError:
 
 def unavailable(code: str, message: str, *, retry_after_s: float = NOT_READY_RETRY_S) -> ApiError:
     """A 503 that says when to try again."""
-    return ApiError(
-        ErrorAnswer(503, "server_error", code, message, retry_after_s=retry_after_s)
-    )
+    return ApiError(ErrorAnswer(503, "server_error", code, message, retry_after_s=retry_after_s))
 
 
 INTERNAL_ERROR = ErrorAnswer(

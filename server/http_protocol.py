@@ -4,7 +4,7 @@ uvicorn has no limit of its own on the time, number or size of request headers.
 """
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -13,9 +13,7 @@ from uvicorn.server import ServerState
 from server.error_responses import ErrorAnswer, error_body
 from server.limits import MAX_HEADER_BYTES, MAX_HEADERS
 
-_TIMEOUT = ErrorAnswer(
-    408, "timeout_error", "request_timeout", "the request headers took too long"
-)
+_TIMEOUT = ErrorAnswer(408, "timeout_error", "request_timeout", "the request headers took too long")
 _TOO_LARGE = ErrorAnswer(
     431, "invalid_request_error", "headers_too_large", "the request headers are too large"
 )
@@ -29,86 +27,100 @@ _PHRASES = {
 }
 
 
-def bounded_protocol(header_timeout_s: float) -> type[HttpToolsProtocol]:
-    """A connection class for `uvicorn.Config(http=...)` with limits on request headers."""
+class BoundedProtocol(HttpToolsProtocol):
+    """A connection whose request headers are bounded in time, number and size."""
 
-    class BoundedProtocol(HttpToolsProtocol):
-        def __init__(
-            self,
-            config: Config,
-            server_state: ServerState,
-            app_state: dict[str, Any],
-            _loop: asyncio.AbstractEventLoop | None = None,
-        ) -> None:
-            super().__init__(config, server_state, app_state, _loop)
-            self._header_timer: asyncio.TimerHandle | None = None
-            self._header_bytes = 0
-            self._in_headers = True
+    header_timeout_s: ClassVar[float] = 10.0
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._start_timer()
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._header_bytes = 0
+        self._in_headers = True
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_timer()
-            super().connection_lost(exc)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock: a client that only connects shall not stay."""
+        super().connection_made(transport)
+        self._start_timer()
 
-        def data_received(self, data: bytes) -> None:
-            if self._in_headers:
-                self._header_bytes += len(data)
-            super().data_received(data)
-            if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
-                self._refuse(_TOO_LARGE)
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._stop_timer()
+        super().connection_lost(exc)
 
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._in_headers = True
-            self._start_timer()
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; headers without end are refused."""
+        if self._in_headers:
+            self._header_bytes += len(data)
+        super().data_received(data)
+        if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
+            self._refuse(_TOO_LARGE)
 
-        def on_headers_complete(self) -> None:
-            self._stop_timer()
-            self._in_headers = False
-            self._header_bytes = 0
-            if len(self.headers) > MAX_HEADERS or _size(self.headers) > MAX_HEADER_BYTES:
-                self._refuse(_TOO_LARGE)
-                return
-            super().on_headers_complete()
+    def on_message_begin(self) -> None:
+        """Start the clock of a further request on this connection."""
+        super().on_message_begin()
+        self._in_headers = True
+        self._start_timer()
 
-        def on_body(self, body: bytes) -> None:
-            if self.cycle is not None:
-                super().on_body(body)
+    def on_headers_complete(self) -> None:
+        """Stop the clock and check the headers before a task is started for them."""
+        self._stop_timer()
+        self._in_headers = False
+        self._header_bytes = 0
+        if len(self.headers) > MAX_HEADERS or _size(self.headers) > MAX_HEADER_BYTES:
+            self._refuse(_TOO_LARGE)
+            return
+        super().on_headers_complete()
 
-        def on_message_complete(self) -> None:
-            if self.cycle is not None:
-                super().on_message_complete()
+    def on_body(self, body: bytes) -> None:
+        """Keep a part of the body, unless the request was refused."""
+        if self.cycle is not None:
+            super().on_body(body)
 
-        def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-            self._refuse(_MALFORMED)
+    def on_message_complete(self) -> None:
+        """End the body, unless the request was refused."""
+        if self.cycle is not None:
+            super().on_message_complete()
 
-        def _start_timer(self) -> None:
-            if self._header_timer is None:
-                self._header_timer = self.loop.call_later(
-                    header_timeout_s, self._refuse, _TIMEOUT
-                )
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """Answer what is no HTTP in the API's own form."""
+        self._refuse(_MALFORMED)
 
-        def _stop_timer(self) -> None:
-            if self._header_timer is not None:
-                self._header_timer.cancel()
-                self._header_timer = None
+    def _start_timer(self) -> None:
+        if self._header_timer is None:
+            self._header_timer = self.loop.call_later(self.header_timeout_s, self._refuse, _TIMEOUT)
 
-        def _refuse(self, answer: ErrorAnswer) -> None:
-            self._stop_timer()
-            if self.transport.is_closing():
-                return
-            body = error_body(answer)
-            head = b"HTTP/1.1 %d %s\r\n" % (answer.status, _PHRASES[answer.status])
-            self.transport.write(
-                head + b"content-type: application/json\r\nconnection: close\r\n"
-                b"content-length: %d\r\n\r\n" % len(body) + body
-            )
-            self.transport.close()
+    def _stop_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
 
-    return BoundedProtocol
+    def _refuse(self, answer: ErrorAnswer) -> None:
+        self._stop_timer()
+        if self.transport.is_closing():
+            return
+        body = error_body(answer)
+        head = b"HTTP/1.1 %d %s\r\n" % (answer.status, _PHRASES[answer.status])
+        self.transport.write(
+            head + b"content-type: application/json\r\nconnection: close\r\n"
+            b"content-length: %d\r\n\r\n" % len(body) + body
+        )
+        self.transport.close()
+
+
+def bounded_protocol(timeout_s: float) -> type[BoundedProtocol]:
+    """A connection class for `uvicorn.Config(http=...)` with this time for the headers."""
+
+    class Timed(BoundedProtocol):
+        header_timeout_s = timeout_s
+
+    return Timed
 
 
 def _size(headers: list[tuple[bytes, bytes]]) -> int:

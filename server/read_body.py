@@ -5,16 +5,17 @@ change what the client meant, some are harmless bookkeeping, and the rest is unk
 the response header `x-estuary-ignored-params` and counted, or refused with `--strict-params`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
+from fastapi import Depends, Request
 from pydantic import JsonValue
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
 
 from server.error_responses import ApiError, ErrorAnswer, invalid, unsupported
 from server.schema.common import Body
+from server.state import ServerState, server_state
 
 BodyT = TypeVar("BodyT", bound=Body)
 
@@ -41,6 +42,8 @@ BOOKKEEPING = frozenset(
 )
 
 _NO_OTHER_MEDIA = "this server answers with text"
+_NO_TOOLS = "this model's tool calls cannot be read"
+_NO_GRAMMAR = "answers cannot be held to a format"
 _USE_TOOLS = "use tools and tool_choice"
 
 
@@ -80,6 +83,18 @@ REFUSED: Mapping[str, Refusal] = {
     "lora_request": Refusal("adapters are chosen by the model name"),
     "prompt_embeds": Refusal("prompts are text or token ids"),
     "images": Refusal(_NO_OTHER_MEDIA, ([],)),
+    "tools": Refusal(_NO_TOOLS, ([],)),
+    "tool_choice": Refusal(_NO_TOOLS, ("none", "auto")),
+    "response_format": Refusal(_NO_GRAMMAR, ({"type": "text"}, {})),
+    "structured_outputs": Refusal(_NO_GRAMMAR, ({},)),
+    "guided_json": Refusal(_NO_GRAMMAR),
+    "guided_regex": Refusal(_NO_GRAMMAR),
+    "guided_choice": Refusal(_NO_GRAMMAR),
+    "guided_grammar": Refusal(_NO_GRAMMAR),
+    "json_schema": Refusal(_NO_GRAMMAR),
+    "regex": Refusal(_NO_GRAMMAR),
+    "grammar": Refusal(_NO_GRAMMAR, ("",)),
+    "ebnf": Refusal(_NO_GRAMMAR),
 }
 
 
@@ -91,19 +106,19 @@ class ReadBody(Generic[BodyT]):
     ignored: tuple[str, ...]
 
 
-def body_reader(
-    model: type[BodyT], *, strict_params: Callable[[Request], bool]
-) -> Callable[[Request], "object"]:
+def body_reader(model: type[BodyT]) -> Callable[..., Awaitable[ReadBody[BodyT]]]:
     """A dependency that reads and checks a body of type `model`."""
 
-    async def read(request: Request) -> ReadBody[BodyT]:
+    async def read(
+        request: Request, state: Annotated[ServerState, Depends(server_state)]
+    ) -> ReadBody[BodyT]:
         _check_content_type(request.headers.get("content-type"))
         raw = await request.body()
         if len(raw) > _INLINE_BODY_BYTES:
             value = await run_in_threadpool(model.model_validate_json, raw)
         else:
             value = model.model_validate_json(raw)
-        ignored = check_extra(value.model_extra or {}, strict=strict_params(request))
+        ignored = check_extra(value.model_extra or {}, strict=state.settings.strict_params)
         return ReadBody(value, ignored)
 
     return read
@@ -134,7 +149,7 @@ def check_extra(extra: Mapping[str, JsonValue], *, strict: bool) -> tuple[str, .
         if refusal is not None:
             if value is not None and value not in refusal.harmless:
                 raise unsupported(name, refusal.reason)
-        elif name not in BOOKKEEPING:
+        elif value is not None and name not in BOOKKEEPING:
             unknown.append(name)
     if strict and unknown:
         raise invalid(

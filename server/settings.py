@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic.config import JsonDict
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -60,7 +61,7 @@ MODEL, ENGINE, HTTP, ACCESS, API, PROCESS = (
 )
 
 
-def _about(group: str, unit: str | None = None) -> dict[str, str]:
+def _about(group: str, unit: str | None = None) -> JsonDict:
     return {"group": group} if unit is None else {"group": group, "unit": unit}
 
 
@@ -367,8 +368,7 @@ def load_settings(flags: Mapping[str, object], *, config: Path | None = None) ->
             return init_settings, env_settings, InitSettingsSource(settings_cls, from_file)
 
     try:
-        layered = Layered(**dict(flags))
-        return Settings.model_construct(**dict(layered))
+        return Layered.model_validate(dict(flags))
     except ValidationError as error:
         raise SettingsError(_sentences(error)) from None
 

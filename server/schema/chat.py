@@ -1,6 +1,6 @@
 """Bodies and chunks of `/v1/chat/completions`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Discriminator, Field, JsonValue, StringConstraints, Tag
 
@@ -190,6 +190,3 @@ class ChatChunk(BaseModel):
     decoding: DecodingFrame | None = None
     prompt_logprobs: list[PromptLogprob | None] | None = None
     prompt_token_ids: list[int] | None = None
-
-
-ChatMessageValue = dict[str, Any]

@@ -205,12 +205,12 @@ class DecodingFrame(BaseModel):
     tokens: list[TokenTraceBody]
 
 
-PromptLogprob = Mapping[str, "PromptLogprobEntry"]
-
-
 class PromptLogprobEntry(BaseModel):
     """One token of the prompt, or an alternative to it; rank 1 is the most likely one."""
 
     logprob: float
     rank: int | None
     decoded_token: str
+
+
+PromptLogprob = Mapping[str, PromptLogprobEntry]

@@ -1,0 +1,154 @@
+"""The answers of one body while the engine works on them: submitted, merged, cancelled once."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from sampler import Delta, EngineStopped, FinishReason, Request
+from server.answer import Answer, AnswerText, Piece, TextRules, fold
+from server.engine import Engine
+from server.error_responses import INTERNAL_ERROR, ApiError, unavailable
+from server.metrics import RequestObserver, ServerMetrics
+from weights.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ChoicePiece:
+    """A piece of one of the answers."""
+
+    index: int
+    piece: Piece
+
+
+class Answers:
+    """Submits requests when made and gives their pieces as they come.
+
+    Whoever makes one calls `close` in the end, on every path: it cancels what still runs.
+    Making one raises Overloaded or EngineStopped, and then nothing is left running.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        requests: Sequence[Request],
+        *,
+        rules: TextRules,
+        metrics: ServerMetrics,
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._queue: asyncio.Queue[ChoicePiece | Exception] = asyncio.Queue()
+        self._open: dict[int, Request] = {}
+        self._pumps: list[asyncio.Task[None]] = []
+        self.finishes: list[FinishReason] = []
+        self.first_token_ms: float | None = None
+        self._submitted_s = time.monotonic()
+        eos_ids = engine.info.eos_ids
+        try:
+            for index, request in enumerate(requests):
+                deltas = engine.submit(request)
+                self._open[index] = request
+                text = AnswerText(tokenizer, rules, eos_ids)
+                observer = metrics.observe_request(request)
+                self._pumps.append(
+                    asyncio.create_task(self._pump(index, deltas, text=text, observer=observer))
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every answer has ended."""
+        return not self._open
+
+    def close(self) -> None:
+        """Cancel what still runs; pages are given back within a step."""
+        for pump in self._pumps:
+            pump.cancel()
+        for request in self._open.values():
+            self._engine.cancel(request.id)
+            self._metrics.count_cancelled()
+        self._open.clear()
+
+    async def next_pieces(self, *, timeout_s: float | None) -> list[ChoicePiece]:
+        """The pieces that have come, waiting for the first; empty after `timeout_s` of silence.
+
+        Raises ApiError or EngineStopped when an answer could not be finished.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                first = await self._queue.get()
+        except TimeoutError:
+            return []
+        pieces = [_checked(first)]
+        while not self._queue.empty():
+            pieces.append(_checked(self._queue.get_nowait()))
+        return pieces
+
+    async def whole(self, num_choices: int) -> list[Answer]:
+        """Every answer, complete."""
+        pieces: list[list[Piece]] = [[] for _ in range(num_choices)]
+        num_open = num_choices
+        while num_open:
+            for choice in await self.next_pieces(timeout_s=None):
+                pieces[choice.index].append(choice.piece)
+                num_open -= choice.piece.finish is not None
+        return [fold(of_choice) for of_choice in pieces]
+
+    async def _pump(
+        self,
+        index: int,
+        deltas: AsyncIterator[Delta],
+        *,
+        text: AnswerText,
+        observer: RequestObserver,
+    ) -> None:
+        try:
+            async for delta in deltas:
+                piece = text.add(delta)
+                now_s = time.monotonic()
+                observer.add(piece, now_s=now_s)
+                if self.first_token_ms is None and piece.num_tokens:
+                    self.first_token_ms = round((now_s - self._submitted_s) * 1000, 1)
+                if piece.finish is not None:
+                    self._end(index, piece, delta=delta)
+                    observer.finish(piece)
+                    return
+                if piece.num_tokens or piece.prompt_logprobs:
+                    self._queue.put_nowait(ChoicePiece(index, piece))
+            self._queue.put_nowait(EngineStopped("the engine ended a stream without a reason"))
+        except EngineStopped as error:
+            self._open.pop(index, None)
+            self._queue.put_nowait(error)
+        except Exception as error:
+            # The boundary of one request: it ends, the others go on.
+            log.exception("request %s failed", self._open[index].id)
+            self._queue.put_nowait(error)
+
+    def _end(self, index: int, piece: Piece, *, delta: Delta) -> None:
+        """Account for an answer's end; a stop string ends it before the engine does."""
+        request = self._open.pop(index)
+        if delta.finish is None:
+            self._engine.cancel(request.id)
+        if piece.finish is FinishReason.ERROR:
+            log.error("request %s failed in the engine: %s", request.id, piece.error)
+            self._queue.put_nowait(ApiError(INTERNAL_ERROR))
+            return
+        if piece.finish is FinishReason.ABORT:
+            self._queue.put_nowait(unavailable("draining", "the server is shutting down"))
+            return
+        if piece.finish is not None:
+            self.finishes.append(piece.finish)
+        self._queue.put_nowait(ChoicePiece(index, piece))
+
+
+def _checked(item: ChoicePiece | Exception) -> ChoicePiece:
+    if isinstance(item, Exception):
+        raise item
+    return item

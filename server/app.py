@@ -1,0 +1,94 @@
+"""`create_app`: routes, middleware, start and stop. No globals; two apps can live in a process."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+
+from sampler import EngineStopped, RequestError
+from server.engine import Engine
+from server.error_responses import ApiError, answer_of, error_response
+from server.metrics import ServerMetrics
+from server.middleware.auth import Authenticate
+from server.middleware.body_limits import BodyLimits
+from server.middleware.observe import Observe
+from server.middleware.security_headers import SecurityHeaders
+from server.openapi import openapi_of
+from server.routes import chat, completions, health, models, tokenize
+from server.settings import Settings
+from server.state import ServerState, package_version
+from weights.chat_template import ChatTemplate
+from weights.tokenizer import Tokenizer
+
+_ROUTERS = (chat.router, completions.router, models.router, tokenize.router, health.router)
+
+
+def create_app(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    chat_template: ChatTemplate | None,
+    settings: Settings,
+) -> FastAPI:
+    """The application; its lifespan starts and stops the engine.
+
+    Raises SettingsError when the API keys cannot be read.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        try:
+            names = settings.served_model_name or (engine.info.name,)
+            metrics = ServerMetrics(
+                engine, settings, model_name=names[0], max_tokens=engine.info.context_length
+            )
+            app.state.server = ServerState(engine, tokenizer, chat_template, settings, metrics)
+            yield
+        finally:
+            await engine.stop(drain_s=0.0)
+
+    app = FastAPI(
+        title="Estuary",
+        description="Inference server for models that decode autoregressively, by diffusion, or "
+        "both.",
+        version=package_version(),
+        lifespan=lifespan,
+        # The interactive pages load scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.openapi = openapi_of(app)  # type: ignore[method-assign]
+    for router in _ROUTERS:
+        app.include_router(router)
+    _add_middleware(app, settings)
+    for error in (ApiError, RequestError, EngineStopped, ValidationError, HTTPException):
+        app.add_exception_handler(error, _answer_error)
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    """The last one added is the outermost."""
+    app.add_middleware(
+        BodyLimits, limit_bytes=settings.max_body_size, timeout_s=settings.body_timeout
+    )
+    app.add_middleware(Authenticate, keys=settings.all_api_keys())
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+            expose_headers=["x-request-id"],
+        )
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(Observe)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    del request
+    return error_response(answer_of(error))

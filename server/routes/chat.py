@@ -1,0 +1,36 @@
+"""`POST /v1/chat/completions`."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from server.openapi import describe
+from server.read_body import ReadBody, body_reader
+from server.reply import ReplyFacts
+from server.reply_chat import ChatReply
+from server.routes.generate import generate
+from server.schema.chat import ChatBody, ChatCompletion
+from server.state import ServerState, server_state
+from server.translate import ModelTools, Translated, translate_chat
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", **describe(ChatBody, ChatCompletion, streams=True))
+async def create_chat_completion(
+    http: Request,
+    state: Annotated[ServerState, Depends(server_state)],
+    read: Annotated[ReadBody[ChatBody], Depends(body_reader(ChatBody))],
+) -> Response:
+    """Answer a conversation."""
+
+    def translate(body: ChatBody, tools: ModelTools, id: str, now_s: float) -> Translated:
+        return translate_chat(body, tools, id=id, now_s=now_s)
+
+    def make_reply(body: ChatBody, translated: Translated, facts: ReplyFacts) -> ChatReply:
+        return ChatReply(body, translated, facts, tokenizer=state.tokenizer)
+
+    return await generate(
+        http, state, read, id_prefix="chatcmpl", translate=translate, make_reply=make_reply
+    )

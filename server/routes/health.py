@@ -1,0 +1,68 @@
+"""Probes, version and metrics; open to all, and silent about the machine."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from server.error_responses import unavailable
+from server.openapi import ERROR_RESPONSES
+from server.state import ServerState, package_version, server_state
+
+router = APIRouter(responses=ERROR_RESPONSES)
+
+State = Annotated[ServerState, Depends(server_state)]
+
+
+class Version(BaseModel):
+    """The server's version."""
+
+    version: str
+
+
+class Status(BaseModel):
+    """The answer of a probe that passes."""
+
+    status: str
+
+
+@router.api_route("/livez", methods=["GET", "HEAD"])
+async def live() -> Status:
+    """Whether this process answers at all."""
+    return Status(status="ok")
+
+
+@router.api_route("/health", methods=["GET", "HEAD"])
+async def health(state: State) -> Status:
+    """Whether the engine runs and gets on with its work."""
+    if not state.engine.is_alive:
+        raise unavailable("engine_dead", "the engine is not running")
+    if state.is_stuck:
+        raise unavailable("engine_stuck", "requests wait but the engine does not step")
+    return Status(status="ok")
+
+
+@router.api_route("/ready", methods=["GET", "HEAD"])
+async def ready(state: State) -> Status:
+    """Whether new requests should be sent here."""
+    if not state.engine.is_alive:
+        raise unavailable("engine_dead", "the engine is not running")
+    if state.is_draining:
+        raise unavailable("draining", "the server is shutting down")
+    if not state.engine.is_ready:
+        raise unavailable("not_ready", "the server is not ready yet")
+    return Status(status="ok")
+
+
+@router.get("/version")
+async def version() -> Version:
+    """The server's version."""
+    return Version(version=package_version())
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(state: State) -> Response:
+    """Metrics in Prometheus' text format."""
+    return Response(state.metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})

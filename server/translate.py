@@ -1,0 +1,437 @@
+"""Bodies to requests: template, tokenizer, limits and defaults. The only validation beyond types.
+
+Nothing is shortened or dropped without the client's asking: what cannot be served is refused
+with the name of the field. Everything here is plain computation and may run in a thread.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sampler import DecodingMode, DecodingParams, ModelInfo, Request, SamplingParams
+from server.answer import TextRules
+from server.error_responses import ApiError, invalid, unsupported
+from server.limits import MAX_CHOICES, MAX_SEED
+from server.schema.chat import ChatBody, Message, TextPart
+from server.schema.common import DecodingBody, SamplingBody
+from server.schema.completions import CompletionBody
+from weights.chat_template import ChatTemplate
+from weights.config_fields import Json
+from weights.errors import TemplateError
+from weights.tokenizer import Tokenizer
+
+DEFAULT_COMPLETION_TOKENS = 16
+# Names that templates in use know; others could stand for the template's own variables.
+TEMPLATE_OPTIONS = frozenset(
+    {"enable_thinking", "thinking", "thinking_budget", "reasoning_effort", "date_string"}
+)
+# Knobs of steps that draft; a model that only goes left to right cannot honour them.
+_DRAFTING_FIELDS = (
+    "width",
+    "block_length",
+    "max_steps",
+    "rule",
+    "confidence",
+    "entropy_bound",
+    "margin",
+    "factor",
+    "quota",
+    "steps",
+    "alpha_0",
+    "infill_length",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTools:
+    """What translating needs of the served model."""
+
+    info: ModelInfo
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """A prompt as token ids, and as text where the client sent text."""
+
+    token_ids: tuple[int, ...]
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """A body as requests to the engine.
+
+    requests:  of all prompts, each prompt's candidates together
+    per_prompt: candidates of each prompt
+    n:         how many of them are answered
+    is_scoring: only the prompt is wanted; the engine's one token is dropped
+    """
+
+    id: str
+    prompts: tuple[PromptTokens, ...]
+    requests: tuple[Request, ...]
+    rules: TextRules
+    n: int
+    per_prompt: int
+    is_scoring: bool = False
+
+
+def translate_chat(body: ChatBody, tools: ModelTools, *, id: str, now_s: float) -> Translated:
+    """A conversation as requests; raises ApiError for what cannot be served."""
+    _check_stream_options(body)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise invalid("top_logprobs needs logprobs to be true", param="top_logprobs")
+    prompt = _chat_prompt(body, tools)
+    asked = body.max_completion_tokens or body.max_tokens
+    field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    max_tokens = _fit(
+        len(prompt.token_ids), asked, tools.info, fields=("messages", field), default=None
+    )
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    params = sampling_params(body, tools.info, max_tokens=max_tokens, logprobs=logprobs)
+    n = body.n or 1
+    return Translated(
+        id=id,
+        prompts=(prompt,),
+        requests=_requests(
+            id, (prompt,), (params,), per_prompt=n, suffix=(), priority=body.priority, now_s=now_s
+        ),
+        rules=text_rules(body),
+        n=n,
+        per_prompt=n,
+    )
+
+
+def translate_completion(
+    body: CompletionBody, tools: ModelTools, *, id: str, now_s: float
+) -> Translated:
+    """Prompts as requests; raises ApiError for what cannot be served."""
+    _check_stream_options(body)
+    n = body.n or 1
+    per_prompt = _candidates(body, n)
+    is_scoring = body.max_tokens == 0
+    if is_scoring and not body.echo:
+        raise invalid("max_tokens must be at least 1 unless echo is true", param="max_tokens")
+    suffix = _suffix(body, tools)
+    prompts = tuple(_prompt(body, index, tools) for index in range(len(body.prompt)))
+    wants_logprobs = body.logprobs is not None or body.best_of is not None
+    prompt_logprobs = body.logprobs if body.echo and body.logprobs is not None else None
+    all_params = []
+    for prompt in prompts:
+        max_tokens = _fit(
+            len(prompt.token_ids) + len(suffix),
+            body.max_tokens or (1 if is_scoring else None),
+            tools.info,
+            fields=("prompt", "max_tokens"),
+            default=DEFAULT_COMPLETION_TOKENS,
+        )
+        all_params.append(
+            sampling_params(
+                body,
+                tools.info,
+                max_tokens=max_tokens,
+                logprobs=(body.logprobs or 0) if wants_logprobs else None,
+                prompt_logprobs=prompt_logprobs,
+            )
+        )
+    return Translated(
+        id=id,
+        prompts=prompts,
+        requests=_requests(
+            id,
+            prompts,
+            all_params,
+            per_prompt=per_prompt,
+            suffix=suffix,
+            priority=body.priority,
+            now_s=now_s,
+        ),
+        rules=text_rules(body),
+        n=n,
+        per_prompt=per_prompt,
+        is_scoring=is_scoring,
+    )
+
+
+def text_rules(body: SamplingBody) -> TextRules:
+    """How the answer's tokens become text."""
+    return TextRules(
+        stop=tuple(body.stop or ()),
+        include_stop=bool(body.include_stop_str_in_output),
+        min_tokens=body.min_tokens or 0,
+        skip_special_tokens=body.skip_special_tokens is not False,
+    )
+
+
+def sampling_params(
+    body: SamplingBody,
+    info: ModelInfo,
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+) -> SamplingParams:
+    """The engine's parameters; raises ApiError for token ids that the model does not have."""
+    min_tokens = body.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise invalid(
+            f"min_tokens must be at most max_tokens ({max_tokens}), got {min_tokens}",
+            param="min_tokens",
+        )
+    if body.prompt_logprobs is not None:
+        prompt_logprobs = max(body.prompt_logprobs, prompt_logprobs or 0)
+    allowed = body.allowed_token_ids
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_k=max(body.top_k or 0, 0),
+        top_p=1.0 if body.top_p is None else body.top_p,
+        min_p=body.min_p or 0.0,
+        seed=body.seed,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        logit_bias=_logit_bias(body.logit_bias or {}, info),
+        allowed_token_ids=(
+            None if allowed is None else _known_ids("allowed_token_ids", allowed, info)
+        ),
+        stop_token_ids=_known_ids("stop_token_ids", body.stop_token_ids or (), info),
+        ignore_eos=bool(body.ignore_eos),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        decoding=decoding_params(body.decoding, info),
+    )
+
+
+def decoding_params(body: DecodingBody | None, info: ModelInfo) -> DecodingParams:
+    """The engine's decoding parameters; raises ApiError for what the model cannot do."""
+    if body is None:
+        return DecodingParams()
+    can = ", ".join(info.modes)
+    if body.mode != "auto" and body.mode not in info.modes:
+        raise invalid(
+            f"decoding.mode: {info.name} cannot decode by {body.mode}; it can by {can}",
+            param="decoding.mode",
+            code="unsupported_parameter",
+        )
+    values = {name: getattr(body, name) for name in _DRAFTING_FIELDS}
+    for name, value in values.items():
+        if value is not None and set(info.modes) == {"ar"}:
+            raise unsupported(f"decoding.{name}", f"{info.name} decodes by {can} only")
+    if body.infill_length is not None and not info.can_infill:
+        raise unsupported("decoding.infill_length", f"{info.name} cannot infill")
+    return DecodingParams(mode=DecodingMode(body.mode), trace=body.trace, **values)
+
+
+def render_chat(
+    messages: Sequence[Message],
+    tools: ModelTools,
+    *,
+    add_generation_prompt: bool,
+    continue_final_message: bool = False,
+    options: Mapping[str, Json] | None = None,
+) -> str:
+    """The prompt text of a conversation; raises ApiError when the template refuses it."""
+    if tools.chat_template is None:
+        raise unsupported("messages", "the model has no chat template; use /v1/completions")
+    for name in options or {}:
+        if name not in TEMPLATE_OPTIONS:
+            raise unsupported(
+                f"chat_template_kwargs.{name}",
+                f"templates are given {', '.join(sorted(TEMPLATE_OPTIONS))} only",
+            )
+    values = [message_value(message) for message in messages]
+    if continue_final_message and add_generation_prompt:
+        raise invalid(
+            "continue_final_message needs add_generation_prompt to be false",
+            param="continue_final_message",
+        )
+    try:
+        text = tools.chat_template.render(
+            values, add_generation_prompt=add_generation_prompt, tools=None, **dict(options or {})
+        )
+    except TemplateError as error:
+        raise invalid(f"the chat template refuses this: {error}", param="messages") from error
+    return _until_final_content(text, values[-1]) if continue_final_message else text
+
+
+def message_value(message: Message) -> dict[str, Json]:
+    """A message as templates read it: the content as text, no empty fields."""
+    content = message.content
+    if isinstance(content, list):
+        content = "\n".join(part.text for part in content if isinstance(part, TextPart))
+    value: dict[str, Json] = {
+        # Templates know one word for whoever sets the rules.
+        "role": "system" if message.role == "developer" else message.role,
+        "content": "" if content is None else content,
+    }
+    for name in ("name", "tool_call_id", "reasoning_content"):
+        if message.__dict__[name] is not None:
+            value[name] = message.__dict__[name]
+    return value
+
+
+def _until_final_content(text: str, message: Mapping[str, Json]) -> str:
+    content = str(message["content"]).strip()
+    start = text.rfind(content)
+    if not content or start < 0:
+        raise invalid(
+            "the chat template does not show the last message's content",
+            param="continue_final_message",
+        )
+    return text[: start + len(content)]
+
+
+def _chat_prompt(body: ChatBody, tools: ModelTools) -> PromptTokens:
+    continues = bool(body.continue_final_message)
+    add_generation_prompt = body.add_generation_prompt
+    if add_generation_prompt is None:
+        add_generation_prompt = not continues
+    text = render_chat(
+        body.messages,
+        tools,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continues,
+        options=body.chat_template_kwargs,
+    )
+    token_ids = tools.tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
+    return _cut(token_ids, body.truncate_prompt_tokens, param="messages")
+
+
+def _prompt(body: CompletionBody, index: int, tools: ModelTools) -> PromptTokens:
+    prompt = body.prompt[index]
+    param = "prompt" if len(body.prompt) == 1 else f"prompt.{index}"
+    if isinstance(prompt, str):
+        token_ids = tools.tokenizer.encode(
+            prompt, add_special_tokens=body.add_special_tokens is not False
+        )
+        text = prompt if body.truncate_prompt_tokens is None else None
+    else:
+        token_ids = list(_known_ids(param, prompt, tools.info))
+        text = None
+    cut = _cut(token_ids, body.truncate_prompt_tokens, param=param)
+    return PromptTokens(cut.token_ids, text)
+
+
+def _cut(token_ids: list[int], last: int | None, *, param: str) -> PromptTokens:
+    if not token_ids:
+        raise invalid("the prompt is empty", param=param)
+    return PromptTokens(tuple(token_ids if last is None else token_ids[-last:]), None)
+
+
+def _suffix(body: CompletionBody, tools: ModelTools) -> tuple[int, ...]:
+    if not body.suffix:
+        return ()
+    if not tools.info.can_infill:
+        raise unsupported("suffix", f"{tools.info.name} cannot infill")
+    return tuple(tools.tokenizer.encode(body.suffix, add_special_tokens=False))
+
+
+def _candidates(body: CompletionBody, n: int) -> int:
+    if body.best_of is not None and body.best_of < n:
+        raise invalid(f"best_of must be at least n ({n}), got {body.best_of}", param="best_of")
+    if body.best_of is not None and body.best_of > n and body.stream:
+        raise invalid("best_of cannot be streamed", param="best_of")
+    per_prompt = body.best_of or n
+    if per_prompt * len(body.prompt) > MAX_CHOICES:
+        raise invalid(
+            f"prompts times choices may be at most {MAX_CHOICES}, "
+            f"got {per_prompt * len(body.prompt)}",
+            param="n" if body.best_of is None else "best_of",
+        )
+    return per_prompt
+
+
+def _fit(
+    num_prompt: int,
+    asked: int | None,
+    info: ModelInfo,
+    *,
+    fields: tuple[str, str],
+    default: int | None,
+) -> int:
+    """The answer's tokens at most; raises ApiError when prompt and answer do not fit.
+
+    fields: names of the prompt's field and of the limit's
+    default: used when the client asked for nothing; None is all that fits
+    """
+    room = info.context_length - num_prompt
+    if room < 1:
+        raise _too_long(
+            f"the prompt has {num_prompt} tokens, but prompt and answer together may have at "
+            f"most {info.context_length}",
+            fields[0],
+        )
+    if asked is None:
+        return room if default is None else min(default, room)
+    if asked > room:
+        raise _too_long(
+            f"the prompt has {num_prompt} tokens and {asked} more are asked for, but prompt and "
+            f"answer together may have at most {info.context_length}",
+            fields[1],
+        )
+    return asked
+
+
+def _too_long(message: str, param: str) -> ApiError:
+    return invalid(message, param=param, code="context_length_exceeded")
+
+
+def _check_stream_options(body: SamplingBody) -> None:
+    if body.stream_options is not None and not body.stream:
+        raise invalid("stream_options needs stream to be true", param="stream_options")
+
+
+def _known_ids(param: str, token_ids: Sequence[int], info: ModelInfo) -> tuple[int, ...]:
+    for token_id in token_ids:
+        if token_id >= info.vocab_size:
+            raise invalid(
+                f"{param}: token ids must be below {info.vocab_size}, got {token_id}", param=param
+            )
+    return tuple(token_ids)
+
+
+def _logit_bias(bias: Mapping[str, float], info: ModelInfo) -> tuple[tuple[int, float], ...]:
+    pairs = []
+    for name, value in bias.items():
+        # str.isdecimal accepts digits of every script; ids are written in ASCII.
+        if not (name.isascii() and name.isdecimal()) or int(name[:12]) >= info.vocab_size:
+            raise invalid(
+                f"logit_bias: keys must be token ids below {info.vocab_size}, got {name[:32]!r}",
+                param="logit_bias",
+            )
+        pairs.append((int(name), value))
+    return tuple(pairs)
+
+
+def _requests(
+    id: str,
+    prompts: Sequence[PromptTokens],
+    all_params: Sequence[SamplingParams],
+    *,
+    per_prompt: int,
+    suffix: tuple[int, ...],
+    priority: int | None,
+    now_s: float,
+) -> tuple[Request, ...]:
+    return tuple(
+        Request(
+            id=f"{id}-{prompt_index * per_prompt + candidate}",
+            prompt=prompt.token_ids,
+            params=_seeded(params, candidate),
+            suffix=suffix,
+            priority=priority or 0,
+            arrived_s=now_s,
+        )
+        for prompt_index, (prompt, params) in enumerate(zip(prompts, all_params, strict=True))
+        for candidate in range(per_prompt)
+    )
+
+
+def _seeded(params: SamplingParams, candidate: int) -> SamplingParams:
+    """Candidates of one seed differ: each counts on from it."""
+    if params.seed is None or candidate == 0:
+        return params
+    return replace(params, seed=(params.seed + candidate) & MAX_SEED)
