@@ -92,7 +92,7 @@ def load_model(
     described = _describe(checkpoint, overrides, context_length)
     family, config = described.family, described.config
     reader = TensorReader(checkpoint.tensors, family.names)
-    network = build_network(config, family.prepare(reader, config), placement)
+    network = build_network(config, family.prepare(reader, config, checkpoint.config), placement)
     reader.finish()
     log.info("loaded %s (%s) in %.1f s", described.name, family.name, time.monotonic() - started)
     return LoadedModel(

@@ -2,6 +2,9 @@
 
 from weights.config_fields import ConfigFields
 from weights.errors import CheckpointError
+from weights.families.bd3lm import BD3LM
+from weights.families.dream import DREAM
+from weights.families.esolm import ESOLM
 from weights.families.family import (
     AcceptanceDefaults,
     DraftLimit,
@@ -14,10 +17,18 @@ from weights.families.family import (
     Speaks,
     resolve_rule,
 )
+from weights.families.fast_dllm_v2 import FAST_DLLM_V2
 from weights.families.gpt2 import GPT2
+from weights.families.llada import LLADA
+from weights.families.llada2 import LLADA2
 from weights.families.llama import LLAMA
+from weights.families.mdlm import MDLM
+from weights.families.nemotron_labs_diffusion import NEMOTRON_LABS_DIFFUSION
 from weights.families.qwen2 import QWEN2
 from weights.families.qwen3 import QWEN3, QWEN3_MOE
+from weights.families.sdar import SDAR, SDAR_MOE
+from weights.families.stable_diffcoder import STABLE_DIFFCODER
+from weights.families.wedlm import WEDLM
 
 __all__ = [
     "FAMILIES",
@@ -40,6 +51,18 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3,
     QWEN3_MOE,
     GPT2,
+    SDAR,
+    SDAR_MOE,
+    NEMOTRON_LABS_DIFFUSION,
+    LLADA2,
+    LLADA,
+    DREAM,
+    FAST_DLLM_V2,
+    ESOLM,
+    BD3LM,
+    MDLM,
+    WEDLM,
+    STABLE_DIFFCODER,
 )
 
 

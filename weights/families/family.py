@@ -91,6 +91,7 @@ class FamilyRule:
     grid:              where blocks begin
     block_length:      positions in a block; None without blocks
     sub_block_length:  drafts are accepted inside the leftmost part of this length, or None
+    width:             positions the authors draft in a step, where there are no blocks, or None
     seeded:            the first token of a block is what the row before it says
     mask_token_id:     the token drafted positions hold; None without drafts
     suppresses_mask:   the mask token counts in no probability (its logit is minus infinity)
@@ -107,6 +108,7 @@ class FamilyRule:
     grid: Grid = Grid.NONE
     block_length: int | None = None
     sub_block_length: int | None = None
+    width: int | None = None
     seeded: bool = False
     mask_token_id: int | None = None
     suppresses_mask: bool = False
@@ -127,7 +129,11 @@ class RuleOverrides:
     block_length: int | None = None
 
 
-def take_parts_as_they_are(parts: Parts, config: NetworkConfig) -> Parts:  # noqa: ARG001
+def take_parts_as_they_are(
+    parts: Parts,
+    config: NetworkConfig,  # noqa: ARG001
+    fields: ConfigFields,  # noqa: ARG001
+) -> Parts:
     """Hand the checkpoint's parts to the network unchanged."""
     return parts
 
@@ -157,7 +163,7 @@ class Family:
     block_length_fields: tuple[str, ...] = ()
     mask_tokens: tuple[str, ...] = ()
     mask_is_last: bool = False
-    prepare: Callable[[Parts, NetworkConfig], Parts] = take_parts_as_they_are
+    prepare: Callable[[Parts, NetworkConfig, ConfigFields], Parts] = take_parts_as_they_are
 
 
 def resolve_rule(
