@@ -1,192 +1,285 @@
 """`Advance`: what a step's scores change in the sequences, and what their clients are told.
 
 The counterpart of `Scheduler.plan`: settled entries are recorded, drawn tokens become final,
-answers end, and every change that a client may see becomes a delta.
+drafts are accepted or confirmed, canvases open and close, answers end, and every change that a
+client may see becomes a delta.
 """
 
-import math
-from typing import TypeVar
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sampler.canvas import decide, uncertainty
+from sampler.decoding import CacheKind, Mode
+from sampler.deltas import DeltaWriter
+from sampler.engine_metrics import EngineMetrics
 from sampler.messages import TokenBatch
 from sampler.plan import Plan
-from sampler.request import (
-    Delta,
-    FinishReason,
-    TokenKind,
-    TokenLogprob,
-    TokenTrace,
-    has_penalties,
-)
+from sampler.rank_spans import RankSpans
+from sampler.request import Delta, TokenKind, TokenTrace, has_penalties
 from sampler.runner import HostScores
 from sampler.scheduler import Scheduler
 from sampler.score_spec import Vocabulary
-from sampler.seat_record import SeatRecord
-from sampler.sequence_table import TOKEN_KINDS, IntArray
-from sampler.step_input import ScoredRows
-
-_T = TypeVar("_T")
+from sampler.sequence_table import TOKEN_KINDS, IntArray, Stage
+from sampler.step_input import RowKind, ScoredRows
 
 _AR = TOKEN_KINDS.index(TokenKind.AR)
+_DIFFUSION = TOKEN_KINDS.index(TokenKind.DIFFUSION)
+_VERIFIED = TOKEN_KINDS.index(TokenKind.VERIFIED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What one step ran and what came back."""
+
+    plan: Plan
+    scored: ScoredRows
+    scores: HostScores
 
 
 class Advance:
     """Applies what came back from a step to the sequences of a scheduler."""
 
-    def __init__(self, scheduler: Scheduler, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, scheduler: Scheduler, vocabulary: Vocabulary, metrics: EngineMetrics
+    ) -> None:
         self.scheduler = scheduler
         self.table = scheduler.table
+        self.rule = scheduler.rule
         self.vocabulary = vocabulary
-        self._is_eos = np.zeros(vocabulary.size, dtype=np.bool_)
-        self._is_eos[[i for i in vocabulary.eos_ids if i < vocabulary.size]] = True
+        self.metrics = metrics
+        self.deltas = DeltaWriter(scheduler, vocabulary)
 
     def apply(
         self, plan: Plan, scored: ScoredRows, scores: HostScores, *, now_s: float
     ) -> tuple[TokenBatch, list[Delta]]:
-        """Settle, make drawn tokens final, end answers; deltas of the step, each request once."""
+        """Settle, decide, end answers; the deltas of the step, each request at most once."""
         table = self.table
+        step = _Step(plan, scored, scores)
         self.scheduler.settle(plan)
-        table.steps[plan.seats[plan.scores_settled & ~plan.is_cut]] += 1
+        scored_seats = np.unique(scored.seats[~scored.is_given])
+        table.steps[scored_seats] += 1
         if scored.is_given.any():
-            self._collect_prompt_logprobs(scored, scores)
+            self.deltas.collect_prompt_logprobs(scored, scores)
         drawn = np.flatnonzero(~scored.is_given)
-        seats = scored.seats[drawn]
-        tokens = scores.token[drawn]
-        special = table.is_special[seats]
-        for row in drawn[special].tolist():
-            self._note(row, scored, scores)
-        self._append(seats, tokens)
-        ends = self._ends(seats, tokens)
-        first = table.emitted[seats] == table.prompt_length[seats]
-        for seat in seats[first].tolist():
-            self.scheduler.record(seat).first_token_s = now_s
-        plain = ~(special | ends)
-        batch = self._plain_deltas(seats[plain], tokens[plain])
-        deltas = [self._delta(seat, now_s=now_s) for seat in seats[~plain].tolist()]
-        return batch, deltas
+        kinds, seats = scored.kinds[drawn], scored.seats[drawn]
+        verifies = table.stage[seats] == Stage.VERIFY
+        appends = (kinds == RowKind.SETTLE) & ~verifies
+        appended = self._append(drawn[appends], step)
+        moved = [
+            *self._open_drawn(drawn[appends], step),
+            *self._verify(drawn[verifies & (kinds != RowKind.DRAFT)], step),
+            *self._accept(drawn[kinds == RowKind.DRAFT], step),
+        ]
+        return self.deltas.write(appended, moved, now_s=now_s)
 
-    def _append(self, seats: IntArray, tokens: IntArray) -> None:
-        """Make one drawn token of each sequence final."""
+    def _append(self, rows: IntArray, step: _Step) -> IntArray:
+        """Make the drawn token of autoregressive sequences final; their seats."""
         table = self.table
-        table.tokens[seats, table.final[seats]] = tokens
+        rows = rows[table.mode[step.scored.seats[rows]] == Mode.AR]
+        seats = step.scored.seats[rows]
+        self._note(rows[table.is_special[seats]], step, TokenKind.AR)
+        table.tokens[seats, table.final[seats]] = step.scores.token[rows]
         table.final[seats] += 1
         table.canvas_stop[seats] = table.final[seats]
-        table.kind_counts[seats, _AR] += 1
+        self.metrics.tokens_ar += seats.size
+        return seats
 
-    def _ends(self, seats: IntArray, tokens: IntArray) -> NDArray[np.bool_]:
-        """Which answers end with the token just appended."""
+    def _open_drawn(self, rows: IntArray, step: _Step) -> list[int]:
+        """The drawn token of a drafting family: a seed of the canvas, or final and drafted from."""
+        table, scored = self.table, step.scored
+        rows = rows[table.mode[scored.seats[rows]] != Mode.AR]
+        self._note(rows[table.is_special[scored.seats[rows]]], step, TokenKind.AR)
+        self.metrics.tokens_ar += rows.size
+        moved: list[int] = scored.seats[rows].tolist()
+        for row, seat in zip(rows.tolist(), moved, strict=True):
+            position = int(table.final[seat])
+            table.tokens[seat, position] = step.scores.token[row]
+            table.kinds[seat, position] = _AR
+            table.confidence[seat, position] = step.scores.probability[row]
+            if table.mode[seat] == Mode.SPECULATIVE:
+                table.final[seat] += 1
+                self._begin_proposals(seat)
+            else:
+                self.rule.open_seeded(table, seat)
+                self.metrics.canvases_opened += 1
+                self._close_full(seat)
+        return moved
+
+    def _begin_proposals(self, seat: int) -> None:
+        """Open what the next step drafts and the one after it verifies."""
         table = self.table
-        ends = self._is_eos[tokens] & ~table.ignores_eos[seats]
-        ends |= table.final[seats] >= table.limit[seats]
-        for index in np.flatnonzero(table.has_stop_ids[seats]).tolist():
-            ends[index] |= int(tokens[index]) in self._record(int(seats[index])).stop_ids
-        return ends
+        final = int(table.final[seat])
+        # The last token rides in the window of drafts; a window of it alone drafts nothing.
+        window = min(int(table.block_length[seat]), int(table.limit[seat]) - final)
+        stop = max(final - 1 + window, final)
+        table.canvas_stop[seat] = stop
+        table.is_open[seat, final:stop] = True
+        table.stage[seat] = Stage.DRAFT if stop > final else Stage.SETTLE
 
-    def _plain_deltas(self, seats: IntArray, tokens: IntArray) -> TokenBatch:
-        self.table.emitted[seats] += 1
-        records = self.scheduler.records
-        ids = [record.request.id for seat in seats.tolist() if (record := records[seat])]
-        return TokenBatch(request_ids=ids, token_ids=tokens.tolist())
+    def _verify(self, rows: IntArray, step: _Step) -> list[int]:
+        """Confirm proposals by what the verifying rows draw; the first other token is final too."""
+        table, scored = self.table, step.scored
+        moved = []
+        for seat in np.unique(scored.seats[rows]).tolist():
+            own = rows[scored.seats[rows] == seat]
+            start, stop = int(table.final[seat]), int(table.canvas_stop[seat])
+            drawn = step.scores.token[own]
+            equal = drawn[:-1] == table.tokens[seat, start:stop]
+            confirmed = int(np.argmin(np.append(equal, False)))
+            new_stop = min(start + confirmed + 1, int(table.limit[seat]))
+            self._note(own[: new_stop - start], step, TokenKind.VERIFIED, last=confirmed)
+            table.tokens[seat, start:new_stop] = drawn[: new_stop - start]
+            table.kinds[seat, start:new_stop] = _VERIFIED
+            table.kinds[seat, start + confirmed : new_stop] = _AR
+            table.final[seat] = table.canvas_stop[seat] = new_stop
+            # The confirmed proposals were stored as they will stay; the last draw was not run.
+            table.settled[seat] = min(start + confirmed, new_stop)
+            self.metrics.proposals += stop - start
+            self.metrics.proposals_accepted += confirmed
+            self.metrics.tokens_verified += min(confirmed, new_stop - start)
+            self.metrics.tokens_ar += max(new_stop - start - confirmed, 0)
+            if new_stop < table.limit[seat]:
+                self._begin_proposals(seat)
+            moved.append(seat)
+        return moved
 
-    def _delta(self, seat: int, *, now_s: float) -> Delta:
-        """Everything of a sequence that is final and not sent; ends the sequence if it is over."""
-        table, record = self.table, self._record(seat)
-        start, stop = int(table.emitted[seat]), int(table.final[seat])
-        token_ids = tuple(table.tokens[seat, start:stop].tolist())
-        table.emitted[seat] = stop
-        finish, stop_id = self._finish_reason(seat, token_ids)
-        first = start == int(table.prompt_length[seat])
-        delta = Delta(
-            request_id=record.request.id,
-            token_ids=token_ids,
-            logprobs=_taken(record.pending_logprobs, start, stop),
-            trace=_taken(record.pending_trace, start, stop),
-            prompt_logprobs=tuple(record.prompt_logprobs) if first else (),
-            finish=finish,
-            stop_token_id=stop_id,
-            stats=None
-            if finish is None
-            else record.stats(
-                answer_tokens=stop - int(table.prompt_length[seat]),
-                steps=int(table.steps[seat]),
-                kind_counts=table.kind_counts[seat].tolist(),
-                finished_s=now_s,
-            ),
-        )
-        if finish is not None:
-            self.scheduler.release(seat)
-        return delta
+    def _accept(self, rows: IntArray, step: _Step) -> list[int]:
+        """Fill open positions with accepted drafts, and close canvases that are full."""
+        table, scored = self.table, step.scored
+        if rows.size == 0:
+            return []
+        seats = scored.seats[rows]
+        table.attempts[seats, scored.positions[rows]] += 1
+        proposes = table.mode[seats] == Mode.SPECULATIVE
+        self._propose(rows[proposes], step)
+        rows = rows[~proposes]
+        if rows.size == 0:
+            return []
+        mask_id = -1 if self.vocabulary.mask_id is None else self.vocabulary.mask_id
+        decision = decide(rows, scored, step.scores, table, mask_id)
+        taken = rows[decision.accepted]
+        seats, positions = scored.seats[taken], scored.positions[taken]
+        self._note(taken[table.is_special[seats]], step, TokenKind.DIFFUSION)
+        table.tokens[seats, positions] = step.scores.token[taken]
+        table.is_open[seats, positions] = False
+        table.kinds[seats, positions] = _DIFFUSION
+        table.confidence[seats, positions] = step.scores.probability[taken]
+        num_edited = int(decision.edited.sum())
+        self.metrics.tokens_diffusion += taken.size - num_edited
+        self.metrics.tokens_revised += num_edited
+        self.metrics.rows_wasted += rows.size - taken.size
+        moved = np.unique(scored.seats[rows])
+        accepted = np.bincount(seats, minlength=table.num_seats)[moved]
+        edited = np.bincount(scored.seats[rows[decision.edited]], minlength=table.num_seats)[moved]
+        self._count_steps(moved, accepted - edited)
+        for seat, count, edits in zip(
+            moved.tolist(), accepted.tolist(), edited.tolist(), strict=True
+        ):
+            table.draws_mask[seat] = count == 0
+            self.scheduler.record(seat).num_revised += edits
+            self._move_on(seat, num_accepted=count - edits, num_edited=edits)
+        return [int(seat) for seat in moved]
 
-    def _finish_reason(
-        self, seat: int, token_ids: tuple[int, ...]
-    ) -> tuple[FinishReason | None, int | None]:
-        if token_ids and token_ids[-1] in self._record(seat).stop_ids:
-            return FinishReason.STOP, token_ids[-1]
-        if self.table.final[seat] >= self.table.limit[seat]:
-            return FinishReason.LENGTH, None
-        return None, None
+    def _propose(self, rows: IntArray, step: _Step) -> None:
+        """Drafts that will be verified: every position takes its token, none is final."""
+        table, scored = self.table, step.scored
+        seats, positions = scored.seats[rows], scored.positions[rows]
+        table.tokens[seats, positions] = step.scores.token[rows]
+        table.is_open[seats, positions] = False
+        table.stage[np.unique(seats)] = Stage.VERIFY
 
-    def _note(self, row: int, scored: ScoredRows, scores: HostScores) -> None:
-        """Keep what a request wants to know of a drawn token until the token is sent."""
-        seat, position = int(scored.seats[row]), int(scored.positions[row])
-        record = self._record(seat)
-        params = record.request.params
-        token = int(scores.token[row])
-        if has_penalties(params):
-            record.token_counts[token] += 1
-        if params.logprobs is not None:
-            record.pending_logprobs[position] = _logprob(
-                token, float(np.log(scores.probability[row])), row, scores, params.logprobs
-            )
-        if params.decoding.trace:
-            record.pending_trace[position] = TokenTrace(
-                step=int(self.table.steps[seat]) - 1,
-                kind=TokenKind.AR,
-                uncertainty=float(scores.entropy[row]) / math.log(self.vocabulary.size),
-            )
+    def _count_steps(self, seats: IntArray, accepted: IntArray) -> None:
+        table = self.table
+        owed = table.part_open[seats] // table.steps_planned[seats] + table.carry[seats]
+        table.carry[seats] = np.maximum(owed - accepted, 0)
+        table.canvas_steps[seats] += 1
+        table.part_steps[seats] += 1
+        table.needs_refresh[seats] = table.cache_kind[seats] == CacheKind.NONE
 
-    def _collect_prompt_logprobs(self, scored: ScoredRows, scores: HostScores) -> None:
-        assert scores.given_logprob is not None, "given rows are scored with given tokens"
-        for row in np.flatnonzero(scored.is_given).tolist():
+    def _move_on(self, seat: int, *, num_accepted: int, num_edited: int) -> None:
+        """Make what can be final, move to the next part, open the next canvas."""
+        table = self.table
+        if isinstance(self.rule, RankSpans):
+            self._rank_accepted(seat, num_accepted)
+            return
+        self._move_part(seat)
+        if num_accepted == 0 and not self._has_open(seat):
+            table.edit_steps[seat] += 1
+        tired = table.edit_steps[seat] >= table.max_edit_steps[seat]
+        if num_edited == 0 or tired:
+            self._close_full(seat)
+
+    def _rank_accepted(self, seat: int, num_accepted: int) -> None:
+        """Accepted drafts of an any-order family are final at once."""
+        table, rule = self.table, self.rule
+        assert isinstance(rule, RankSpans), "only any-order families count by rank"
+        table.final[seat] += num_accepted
+        rule.next_count(table, seat)
+        if table.final[seat] == table.canvas_stop[seat]:
+            self.metrics.canvases_closed += 1
+            if not self._answer_is_full(seat):
+                rule.open_canvas(table, seat)
+
+    def _answer_is_full(self, seat: int) -> bool:
+        start, stop = int(self.table.prompt_length[seat]), int(self.table.limit[seat])
+        known = int(self.table.final[seat]) - (int(self.table.room[seat]) - stop)
+        return known >= stop and not self.table.is_open[seat, start:stop].any()
+
+    def _move_part(self, seat: int) -> None:
+        """Acceptance goes on in the leftmost part of the canvas that has open positions."""
+        table = self.table
+        start, stop = int(table.part_start[seat]), int(table.canvas_stop[seat])
+        length = int(table.sub_block_length[seat])
+        while start + length < stop and not table.is_open[seat, start : start + length].any():
+            start += length
+        if start != table.part_start[seat]:
+            table.part_start[seat] = start
+            table.part_steps[seat] = 0
+            table.needs_refresh[seat] = True
+            part_stop = min(start + length, stop)
+            table.part_open[seat] = int(table.is_open[seat, start:part_stop].sum())
+
+    def _has_open(self, seat: int) -> bool:
+        table = self.table
+        return bool(table.is_open[seat, table.final[seat] : table.canvas_stop[seat]].any())
+
+    def _close_full(self, seat: int) -> None:
+        """A canvas without open positions is final; the next one opens while the answer goes on."""
+        table = self.table
+        if self._has_open(seat):
+            return
+        table.final[seat] = table.canvas_stop[seat]
+        self.metrics.canvases_closed += 1
+        if table.final[seat] < table.limit[seat]:
+            self.rule.open_canvas(table, seat)
+            self.metrics.canvases_opened += int(table.stage[seat] == Stage.DRAFT)
+
+    def _note(
+        self, rows: IntArray, step: _Step, kind: TokenKind, *, last: int | None = None
+    ) -> None:
+        """Keep what requests want to know of drawn tokens until the tokens are sent.
+
+        last: index from which on the rows' tokens are the verifier's own, not confirmed drafts
+        """
+        scored, scores, table = step.scored, step.scores, self.table
+        for index, row in enumerate(rows.tolist()):
             seat, position = int(scored.seats[row]), int(scored.positions[row])
-            record = self._record(seat)
-            # A sequence that was preempted scores its prompt again; what is known stays.
-            if position != len(record.prompt_logprobs) + 1:
+            if not table.is_special[seat]:
                 continue
-            wanted = record.request.params.prompt_logprobs or 0
-            record.prompt_logprobs.append(
-                _logprob(
-                    int(self.table.tokens[seat, position]),
-                    float(scores.given_logprob[row]),
-                    row,
-                    scores,
-                    wanted,
+            record = self.scheduler.record(seat)
+            params = record.request.params
+            token = int(scores.token[row])
+            if has_penalties(params):
+                record.token_counts[token] += 1
+            if params.logprobs is not None:
+                record.pending_logprobs[position] = self.deltas.logprob(
+                    row, scores, params.logprobs
                 )
-            )
-
-    def _record(self, seat: int) -> SeatRecord:
-        return self.scheduler.record(seat)
-
-
-def _logprob(
-    token_id: int, logprob: float, row: int, scores: HostScores, num_top: int
-) -> TokenLogprob:
-    top: tuple[tuple[int, float], ...] = ()
-    if num_top > 0:
-        assert scores.top_ids is not None, "the score spec asked for alternatives"
-        assert scores.top_logprobs is not None, "the score spec asked for alternatives"
-        top = tuple(
-            zip(
-                scores.top_ids[row, :num_top].tolist(),
-                scores.top_logprobs[row, :num_top].tolist(),
-                strict=True,
-            )
-        )
-    return TokenLogprob(token_id=token_id, logprob=logprob, top=top)
-
-
-def _taken(pending: dict[int, _T], start: int, stop: int) -> tuple[_T, ...]:
-    """Take the values of positions `start` to `stop` out of what is pending."""
-    return tuple(pending.pop(i) for i in range(start, stop)) if pending else ()
+            if params.decoding.trace:
+                own = last is not None and index >= last
+                record.pending_trace[position] = TokenTrace(
+                    step=int(table.steps[seat]) - 1,
+                    kind=TokenKind.AR if own else kind,
+                    uncertainty=uncertainty(float(scores.entropy[row]), self.vocabulary.size),
+                )

@@ -9,6 +9,7 @@ import torch
 
 from kernels import KVCache, allocate_kv_cache, page_bytes
 from sampler.advance import Advance
+from sampler.decoding import resolve_decoding
 from sampler.engine_config import EngineConfig
 from sampler.engine_metrics import EngineMetrics
 from sampler.errors import PromptTooLong, RequestError
@@ -19,9 +20,9 @@ from sampler.runner import HostScores, StepRunner
 from sampler.scheduler import Scheduler
 from sampler.score_spec import Vocabulary, build_score_spec
 from sampler.sequence_table import SequenceTable
-from sampler.span_rule import CausalSpans
+from sampler.span_rules import span_rule_for
 from sampler.step_input import StepInput, build_step_input
-from weights.families import FamilyRule
+from weights.families import FamilyRule, Order
 from weights.network import Network
 
 log = logging.getLogger(__name__)
@@ -52,17 +53,18 @@ class Engine:
         self.config = config
         self.context_length = context_length
         self.vocabulary = vocabulary
-        self.rule = CausalSpans()
-        self.mask_token_id = rule.mask_token_id or 0
+        self.family = rule
+        self.rule = span_rule_for(rule)
         self.table = SequenceTable(
             num_seats=config.max_sequences,
             max_context=context_length,
             page_size=config.page_size,
-            any_order=False,
+            any_order=rule.order is Order.ANY,
         )
         self.scheduler = Scheduler(
             table=self.table,
             rule=self.rule,
+            family=rule,
             num_pages=num_pages,
             max_rows=config.max_rows,
             eos_ids=vocabulary.eos_ids,
@@ -70,8 +72,8 @@ class Engine:
             seed=config.seed,
         )
         self.runner = runner
-        self.advance = Advance(self.scheduler, vocabulary)
         self.metrics = EngineMetrics(pages_total=num_pages, page_size=config.page_size)
+        self.advance = Advance(self.scheduler, vocabulary, self.metrics)
         self._device = device
         self._clock = clock
         self._refused: list[Delta] = []
@@ -102,6 +104,7 @@ class Engine:
         self.metrics = EngineMetrics(
             pages_total=self.metrics.pages_total, page_size=self.metrics.page_size
         )
+        self.advance.metrics = self.metrics
 
     def step(self) -> StepOutput:
         """Plan, run and apply one step; without work, only report."""
@@ -140,13 +143,16 @@ class Engine:
             raise RequestError(
                 f"max_tokens must be at least 1, got {params.max_tokens}", field="max_tokens"
             )
-        if length + params.max_tokens > self.context_length:
+        if length + params.max_tokens + len(request.suffix) > self.context_length:
             raise PromptTooLong(
-                prompt_tokens=length,
+                prompt_tokens=length + len(request.suffix),
                 max_tokens=params.max_tokens,
                 limit_tokens=self.context_length,
             )
-        ids = np.asarray(request.prompt, dtype=np.int64)
+        if request.suffix and not self.family.can_infill:
+            raise RequestError("this model cannot fill in text before a suffix", field="suffix")
+        resolve_decoding(params.decoding, self.family, max_tokens=params.max_tokens)
+        ids = np.asarray(request.prompt + request.suffix, dtype=np.int64)
         if ids.min() < 0 or ids.max() >= self.vocabulary.size:
             raise RequestError(
                 f"token ids must be between 0 and {self.vocabulary.size - 1}", field="prompt"
@@ -161,7 +167,7 @@ class Engine:
             plan,
             self.table,
             self.rule,
-            mask_token_id=self.mask_token_id,
+            mask_token_id=self.vocabulary.mask_id or 0,
             wants_prompt=np.array(wants) if any(wants) else None,
             device=self._device,
         )
@@ -177,7 +183,6 @@ class Engine:
         metrics.rows_drafted += int((plan.draft_stop - plan.propose_stop).sum())
         metrics.rows_scored += scores.token.size
         metrics.generation_tokens += num_tokens + sum(len(delta.token_ids) for delta in deltas)
-        metrics.tokens_ar = metrics.generation_tokens
         for delta in deltas:
             if delta.stats is not None:
                 metrics.prompt_tokens += delta.stats.prompt_tokens

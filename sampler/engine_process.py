@@ -135,7 +135,8 @@ def load_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
         vocabulary=Vocabulary(
             size=model.config.vocab_size,
             eos_ids=frozenset(model.generation.eos_token_ids),
-            suppressed=() if rule.mask_token_id is None else (rule.mask_token_id,),
+            mask_id=rule.mask_token_id,
+            mask_is_hidden=rule.suppresses_mask,
         ),
         config=config,
         context_length=context_length,

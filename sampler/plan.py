@@ -18,7 +18,8 @@ class Plan:
     is_cut:         the settling part was cut by the row budget: nothing else runs, and no row
                     is scored
     scores_settled: the last settling row is scored (it speaks of the next position)
-    causal_drafts:  a draft sees the entries up to its own; otherwise the whole canvas
+    causal_drafts:  a draft sees the entries up to its own; otherwise those before `draft_limit`
+    draft_limit:    entries that a draft sees at most
     """
 
     seats: IntArray
@@ -29,6 +30,7 @@ class Plan:
     is_cut: NDArray[np.bool_]
     scores_settled: NDArray[np.bool_]
     causal_drafts: NDArray[np.bool_]
+    draft_limit: IntArray
 
     @property
     def num_spans(self) -> int:
@@ -51,4 +53,5 @@ class Plan:
             is_cut=self.is_cut[mask],
             scores_settled=self.scores_settled[mask],
             causal_drafts=self.causal_drafts[mask],
+            draft_limit=self.draft_limit[mask],
         )

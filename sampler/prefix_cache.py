@@ -3,8 +3,9 @@
 A page is found by a chain of hashes: its key covers every token before it and every token that
 its entries depend on. Causal families need no more than the page's own tokens; in a block
 family an entry depends on its whole block, so that the key runs to the end of the last block
-that touches the page (DESIGN section 3). The root of the chain names the rule, the block
-length and a salt, so that caches of different rules never meet.
+that touches the page (`sharing_length`; 1 for causal families). Any-order families chain
+(token, position) by rank. The root of the chain names that length and a salt, so that texts
+of different rules never meet.
 """
 
 import hashlib
@@ -16,32 +17,31 @@ from numpy.typing import NDArray
 class PrefixCache:
     """Keys of pages that are settled and may be shared."""
 
-    def __init__(self, *, page_size: int, block_length: int = 1, salt: str = "") -> None:
+    def __init__(self, *, page_size: int, salt: str = "") -> None:
         self.page_size = page_size
-        self.block_length = block_length
-        self._root = hashlib.blake2b(
-            f"{salt}/{page_size}/{block_length}".encode(), digest_size=16
-        ).digest()
+        self._salt = salt
         self._page_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
 
-    @property
-    def root(self) -> bytes:
-        """The key before the first page."""
-        return self._root
+    def root(self, sharing_length: int) -> bytes:
+        """The key before the first page, of texts that share by this grid of positions."""
+        content = f"{self._salt}/{self.page_size}/{sharing_length}"
+        return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
-    def covers(self, page_index: int) -> int:
+    def covers(self, page_index: int, sharing_length: int) -> int:
         """How many tokens must be settled before page number `page_index` may be shared."""
         end = (page_index + 1) * self.page_size
-        return -(-end // self.block_length) * self.block_length
+        return -(-end // sharing_length) * sharing_length
 
-    def key(self, parent: bytes, tokens: NDArray[np.int32], page_index: int) -> bytes:
-        """The key of page `page_index` of a text [L] int32 whose page before has key `parent`.
+    def key(
+        self, parent: bytes, text: NDArray[np.int32], page_index: int, sharing_length: int
+    ) -> bytes:
+        """The key of page `page_index` of a text whose page before has key `parent`.
 
-        tokens must reach to `covers(page_index)`.
+        text: [L] or [L, 2] int32, tokens or (token, position) by rank, at least to `covers`
         """
         start = page_index * self.page_size
-        content = tokens[start : self.covers(page_index)].astype(np.int32, copy=False)
+        content = text[start : self.covers(page_index, sharing_length)]
         return hashlib.blake2b(parent + content.tobytes(), digest_size=16).digest()
 
     def find(self, key: bytes) -> int | None:
@@ -64,12 +64,12 @@ class PrefixCache:
         if key is not None:
             del self._page_of[key]
 
-    def match(self, tokens: NDArray[np.int32]) -> tuple[list[int], bytes]:
-        """Pages that hold the beginning of the text [L] int32, and the key of the last of them."""
+    def match(self, text: NDArray[np.int32], sharing_length: int) -> tuple[list[int], bytes]:
+        """Pages that hold the beginning of the text, and the key of the last of them."""
         pages: list[int] = []
-        parent = self._root
-        while self.covers(len(pages)) <= len(tokens):
-            key = self.key(parent, tokens, len(pages))
+        parent = self.root(sharing_length)
+        while self.covers(len(pages), sharing_length) <= len(text):
+            key = self.key(parent, text, len(pages), sharing_length)
             page = self.find(key)
             if page is None:
                 break

@@ -41,13 +41,20 @@ class DecodingParams:
     block_length:   grid of a block family, in positions
     max_steps:      denoising steps a canvas may take before it is handed to AR
     rule:           name of the rule that accepts drafted tokens (sampler/acceptance.py)
+    preference:     what a rule ranks positions by: confidence, margin, entropy, random or
+                    left_to_right
     confidence:     accept a draft with at least this probability, in (0, 1]
     entropy_bound:  nats of dependence allowed per step
     margin:         accept a draft whose two best probabilities differ by at least this
     factor:         the factor rule's f
+    distance_weight: nats added per position of distance (entropy_distance)
     quota:          tokens accepted per step
     steps:          denoising steps of a schedule
     alpha_0:        share of tokens decoded by diffusion (Eso-LM), in [0, 1]
+    sub_block_length: drafts are accepted in the leftmost part of this length that is open
+    edit_confidence: replace a filled token of the canvas by one at least this probable
+    max_edit_steps: steps in which a full canvas may still be edited
+    cache:          what a bidirectional family keeps between refreshes: none, prefix or dual
     infill_length:  positions to fill before a given suffix
     trace:          report step, kind and uncertainty of every token
     """
@@ -57,13 +64,19 @@ class DecodingParams:
     block_length: int | None = None
     max_steps: int | None = None
     rule: str | None = None
+    preference: str | None = None
     confidence: float | None = None
     entropy_bound: float | None = None
     margin: float | None = None
     factor: float | None = None
+    distance_weight: float | None = None
     quota: int | None = None
     steps: int | None = None
     alpha_0: float | None = None
+    sub_block_length: int | None = None
+    edit_confidence: float | None = None
+    max_edit_steps: int | None = None
+    cache: str | None = None
     infill_length: int | None = None
     trace: bool = False
 

@@ -9,6 +9,7 @@ import logging
 
 import numpy as np
 
+from sampler.decoding import resolve_decoding
 from sampler.page_pool import PagePool
 from sampler.plan import Plan
 from sampler.prefix_cache import PrefixCache
@@ -17,6 +18,7 @@ from sampler.seat_record import SeatRecord
 from sampler.sequence_table import SeatState, SequenceTable
 from sampler.span_rule import SpanRule
 from sampler.waiting_queue import WaitingQueue
+from weights.families import FamilyRule
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ class Scheduler:
         *,
         table: SequenceTable,
         rule: SpanRule,
+        family: FamilyRule,
         num_pages: int,
         max_rows: int,
         eos_ids: frozenset[int],
@@ -37,11 +40,8 @@ class Scheduler:
     ) -> None:
         self.table = table
         self.rule = rule
-        self.prefix_cache = (
-            PrefixCache(page_size=table.page_size, block_length=rule.page_sharing_length)
-            if prefix_caching
-            else None
-        )
+        self.family = family
+        self.prefix_cache = PrefixCache(page_size=table.page_size) if prefix_caching else None
         self.pool = PagePool(
             num_pages=num_pages, page_size=table.page_size, on_evict=self._forget_page
         )
@@ -106,7 +106,8 @@ class Scheduler:
     def settle(self, plan: Plan) -> None:
         """Record that a step ran: what it settled is in the cache, complete pages get keys."""
         table = self.table
-        table.settled[plan.seats] = plan.settle_stop
+        settles = plan.settle_stop > plan.first
+        table.settled[plan.seats[settles]] = plan.settle_stop[settles]
         if self.prefix_cache is None:
             return
         complete = plan.settle_stop // table.page_size
@@ -118,11 +119,12 @@ class Scheduler:
         """Let preempted sequences run again while there is room for what they had settled."""
         table = self.table
         for seat in table.paused().tolist():
-            if not self._has_room(int(table.final[seat])):
+            if not self._has_room(int(table.canvas_stop[seat])):
                 return
             table.state[seat] = SeatState.RUNNING
             self._reuse_prefix(seat)
             table.prompt_stop[seat] = table.final[seat]
+            table.needs_refresh[seat] = True
 
     def _admit(self, now_s: float) -> None:
         """Seat waiting requests while there are seats and room for their prompts."""
@@ -137,13 +139,21 @@ class Scheduler:
             seed = request.params.seed
             if seed is None:
                 seed = int(self._seeds.integers(0, 1 << 62))
-            seat = table.seat(request, number=entry.number, seed=seed)
+            decoding = resolve_decoding(
+                request.params.decoding, self.family, max_tokens=request.params.max_tokens
+            )
+            seat = table.seat(request, decoding, number=entry.number, seed=seed)
+            table.room[seat] = self.rule.room(
+                request,
+                block_length=decoding.block_length,
+                context_length=table.max_context,
+            )
             self._seat_of[request.id] = seat
             self.records[seat] = SeatRecord(
                 request=request,
                 seed=seed,
                 stop_ids=self._stop_ids(request),
-                page_key=self.prefix_cache.root if self.prefix_cache else b"",
+                page_key=b"",
                 scheduled_s=now_s,
             )
             self.rule.open_sequence(table, seat, request)
@@ -162,7 +172,8 @@ class Scheduler:
         running = np.flatnonzero(table.state == SeatState.RUNNING)
         if running.size == 0:
             return True
-        promised = table.prompt_stop[running] // table.page_size + 1 - table.num_pages[running]
+        wanted = np.maximum(table.prompt_stop[running], table.canvas_stop[running])
+        promised = wanted // table.page_size + 1 - table.num_pages[running]
         needed = length // table.page_size + 1
         return needed + int(promised.clip(min=0).sum()) <= self.pool.num_available
 
@@ -172,11 +183,12 @@ class Scheduler:
         record.num_keyed = 0
         if self.prefix_cache is None:
             return 0
-        record.page_key = self.prefix_cache.root
+        sharing = self.rule.sharing_length(table, seat)
+        record.page_key = self.prefix_cache.root(sharing)
         if record.request.params.prompt_logprobs is not None:
             return 0
         text = self.rule.shareable_text(table, seat)
-        pages, key = self.prefix_cache.match(text)
+        pages, key = self.prefix_cache.match(text, sharing)
         for page in pages:
             self.pool.share(page)
             table.add_page(seat, page)
@@ -210,7 +222,12 @@ class Scheduler:
 
     def _cut_span(self, plan: Plan, span: int, left: int) -> bool:
         """Cut one span's settling part to `left` rows; False when no allowed edge is inside."""
-        stop = self.rule.cut(int(plan.first[span]), int(plan.settle_stop[span]), left)
+        stop = self.rule.cut(
+            self.table,
+            int(plan.seats[span]),
+            settle_stop=int(plan.settle_stop[span]),
+            rows=left,
+        )
         if stop <= plan.first[span]:
             return False
         if stop < plan.settle_stop[span]:
@@ -240,7 +257,7 @@ class Scheduler:
     def _take_pages(self, seat: int, count: int) -> None:
         table = self.table
         if table.num_pages[seat] == 0:
-            near = self.pool.find_run(-(-int(table.limit[seat]) // table.page_size))
+            near = self.pool.find_run(-(-int(table.room[seat]) // table.page_size))
         else:
             near = int(table.pages[seat, table.num_pages[seat] - 1]) + 1
         for _ in range(count):
@@ -273,8 +290,9 @@ class Scheduler:
         cache, table, record = self.prefix_cache, self.table, self.record(seat)
         assert cache is not None, "only called with a prefix cache"
         text = self.rule.keyed_text(table, seat)
-        while cache.covers(record.num_keyed) <= len(text):
-            key = cache.key(record.page_key, text, record.num_keyed)
+        sharing = self.rule.sharing_length(table, seat)
+        while cache.covers(record.num_keyed, sharing) <= len(text):
+            key = cache.key(record.page_key, text, record.num_keyed, sharing)
             cache.register(key, int(table.pages[seat, record.num_keyed]))
             record.page_key = key
             record.num_keyed += 1

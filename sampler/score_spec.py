@@ -1,6 +1,6 @@
 """How each scored row is to be scored: from tables and requests to a `ScoreSpec`."""
 
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from kernels import PURPOSE_DRAFT, PURPOSE_TARGET, AllowedTokens, ScoreSpec, SparseAdjust
-from sampler.request import SamplingParams
+from sampler.decoding import Mode
+from sampler.request import SamplingParams, has_penalties
 from sampler.seat_record import SeatRecord
 from sampler.sequence_table import SequenceTable
 from sampler.step_input import RowKind, ScoredRows
@@ -20,12 +21,15 @@ _WORD_BITS = 32
 class Vocabulary:
     """What scoring knows of the token ids of a model.
 
-    suppressed: ids that are never drawn and count in no probability (the mask token)
+    mask_id:        the mask token, which never becomes part of an answer, or None
+    mask_is_hidden: the mask token counts in no probability; otherwise it does, and a draft that
+                    draws it stays open
     """
 
     size: int
     eos_ids: frozenset[int]
-    suppressed: tuple[int, ...] = ()
+    mask_id: int | None = None
+    mask_is_hidden: bool = False
 
 
 def build_score_spec(
@@ -38,9 +42,11 @@ def build_score_spec(
 ) -> ScoreSpec:
     """Gather what `score_rows` needs for the R scored rows."""
     seats, positions = scored.seats, scored.positions
-    is_draft = scored.kinds == RowKind.DRAFT
     special = np.flatnonzero(table.is_special[seats])
     chosen = _special_records(special, seats, records)
+    # Drafts that will be verified are drawn with the noise of the verifying draw, which makes
+    # the two agree as often as their distributions do.
+    is_draft = (scored.kinds == RowKind.DRAFT) & (table.mode[seats] != Mode.SPECULATIVE)
     columns = np.minimum(positions, table.attempts.shape[1] - 1)
     attempts = np.where(is_draft, table.attempts[seats, columns], 0)
     purposes = np.where(is_draft, PURPOSE_DRAFT, PURPOSE_TARGET)
@@ -58,9 +64,9 @@ def build_score_spec(
         top_k=tensor(top_k) if top_k.any() else None,
         top_p=tensor(top_p) if (top_p < 1).any() else None,
         min_p=tensor(min_p) if min_p.any() else None,
-        adjust=_adjust(chosen, scored, table, vocabulary, device) if chosen else None,
+        adjust=_adjust(chosen, scored, table, vocabulary, device),
         allowed=_allowed(chosen, scored, vocabulary, device) if chosen else None,
-        suppressed=vocabulary.suppressed,
+        suppressed=_hidden(vocabulary),
         num_top=max((_num_top(r.request.params) for _, r in chosen), default=0),
         given=tensor(_given(scored, table)) if scored.is_given.any() else None,
     )
@@ -87,6 +93,11 @@ def _given(scored: ScoredRows, table: SequenceTable) -> NDArray[np.int64]:
     return np.where(scored.is_given, known, 0).astype(np.int64)
 
 
+def _hidden(vocabulary: Vocabulary) -> tuple[int, ...]:
+    hides = vocabulary.mask_is_hidden and vocabulary.mask_id is not None
+    return (vocabulary.mask_id,) if hides and vocabulary.mask_id is not None else ()
+
+
 def _adjust(
     chosen: list[tuple[int, SeatRecord]],
     scored: ScoredRows,
@@ -94,48 +105,68 @@ def _adjust(
     vocabulary: Vocabulary,
     device: torch.device,
 ) -> SparseAdjust | None:
-    """Penalties, logit bias and forbidden stop tokens, as sparse lists per row."""
-    counts = np.zeros(scored.rows.size, dtype=np.int64)
-    ids: list[int] = []
-    penalties: list[float] = []
-    values: list[float] = []
+    """Penalties, logit bias, forbidden stop and mask tokens, as sparse lists per row."""
+    entries: dict[int, dict[int, tuple[float, float]]] = {}
     for row, record in chosen:
-        if scored.is_given[row]:
-            continue
-        forbids_stop = scored.positions[row] < table.min_length[scored.seats[row]]
-        entries = dict(_entries(record))
-        if forbids_stop:
-            for token_id in record.stop_ids | vocabulary.eos_ids:
-                entries[token_id] = (1.0, float("-inf"))
-        counts[row] = len(entries)
-        ids.extend(entries)
-        penalties.extend(penalty for penalty, _ in entries.values())
-        values.extend(value for _, value in entries.values())
-    if not ids:
-        return None
-    starts = np.zeros(scored.rows.size + 1, dtype=np.int32)
+        if not scored.is_given[row]:
+            entries[row] = _entries(record, _proposed_before(row, scored, table))
+            if scored.positions[row] < table.min_length[scored.seats[row]]:
+                for token_id in record.stop_ids | vocabulary.eos_ids:
+                    entries[row][token_id] = (1.0, float("-inf"))
+    mask_id = vocabulary.mask_id
+    if mask_id is not None and not vocabulary.mask_is_hidden:
+        forbids = (scored.kinds != RowKind.DRAFT) | table.draws_mask[scored.seats]
+        for row in np.flatnonzero(forbids & ~scored.is_given).tolist():
+            entries.setdefault(row, {})[mask_id] = (1.0, float("-inf"))
+    return _packed(entries, scored.rows.size, device) if any(entries.values()) else None
+
+
+def _packed(
+    entries: dict[int, dict[int, tuple[float, float]]], num_rows: int, device: torch.device
+) -> SparseAdjust:
+    counts = np.zeros(num_rows, dtype=np.int64)
+    ids: list[int] = []
+    pairs: list[tuple[float, float]] = []
+    for row in sorted(entries):
+        counts[row] = len(entries[row])
+        ids.extend(entries[row])
+        pairs.extend(entries[row].values())
+    starts = np.zeros(num_rows + 1, dtype=np.int32)
     np.cumsum(counts, out=starts[1:])
+    both = torch.tensor(pairs, dtype=torch.float32, device=device)
     return SparseAdjust(
         row_starts=torch.from_numpy(starts).to(device),
         token_ids=torch.tensor(ids, dtype=torch.int32, device=device),
-        penalties=torch.tensor(penalties, dtype=torch.float32, device=device),
-        values=torch.tensor(values, dtype=torch.float32, device=device),
+        penalties=both[:, 0].contiguous(),
+        values=both[:, 1].contiguous(),
     )
 
 
-def _entries(record: SeatRecord) -> Iterator[tuple[int, tuple[float, float]]]:
-    """(token id, (repetition penalty, added value)) of every logit that the request changes."""
+def _proposed_before(row: int, scored: ScoredRows, table: SequenceTable) -> list[int]:
+    """Proposals between what is final and the position that a verifying row speaks of."""
+    if scored.kinds[row] != RowKind.PROPOSE:
+        return []
+    seat = scored.seats[row]
+    proposed: list[int] = table.tokens[seat, table.final[seat] : scored.positions[row]].tolist()
+    return proposed
+
+
+def _entries(record: SeatRecord, proposed: list[int]) -> dict[int, tuple[float, float]]:
+    """(repetition penalty, added value) of every logit that the request changes."""
     params = record.request.params
-    bias = dict(params.logit_bias)
+    entries = {token_id: (1.0, value) for token_id, value in params.logit_bias}
+    if not has_penalties(params):
+        return entries
+    counts = record.token_counts + Counter(proposed)
     repeated: set[int] = set()
     if params.repetition_penalty != 1.0:
-        repeated = set(record.request.prompt) | set(record.token_counts)
-    for token_id in repeated | set(record.token_counts) | set(bias):
-        count = record.token_counts[token_id]
-        value = bias.get(token_id, 0.0)
+        repeated = set(record.request.prompt) | set(counts)
+    for token_id in repeated | set(counts):
+        count = counts[token_id]
+        _, value = entries.get(token_id, (1.0, 0.0))
         value -= params.presence_penalty * (count > 0) + params.frequency_penalty * count
-        penalty = params.repetition_penalty if token_id in repeated else 1.0
-        yield token_id, (penalty, value)
+        entries[token_id] = (params.repetition_penalty if token_id in repeated else 1.0, value)
+    return entries
 
 
 def _allowed(

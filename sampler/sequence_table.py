@@ -6,7 +6,7 @@ that decode left to right, where both are the same.
 
 Invariants (`check`):
 
-    0 <= settled <= final <= canvas_stop <= limit
+    0 <= settled <= final <= canvas_stop <= room
     no final position is open, and none outside the canvas is
     pages cover settled entries
     no position stands twice in the order
@@ -18,12 +18,16 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sampler.decoding import Decoding
 from sampler.request import Request, TokenKind, is_special
 
 IntArray = NDArray[np.int64]
 _T = TypeVar("_T", bound=np.generic)
 
 TOKEN_KINDS = (TokenKind.AR, TokenKind.DIFFUSION, TokenKind.VERIFIED)
+
+NO_LIMIT = 1 << 62
+NEVER_EDIT = 2.0
 
 _FIRST_COLUMNS = 512
 
@@ -34,6 +38,19 @@ class SeatState(IntEnum):
     EMPTY = 0
     RUNNING = 1
     PAUSED = 2  # preempted: gave up its pages, waits to run again
+
+
+class Stage(IntEnum):
+    """What a running sequence does next.
+
+    SETTLE: settle what is final; the last row draws the next token
+    DRAFT:  draft the canvas, settling what is final on the way where the family allows it
+    VERIFY: settle, and run the proposals of the canvas to confirm them
+    """
+
+    SETTLE = 0
+    DRAFT = 1
+    VERIFY = 2
 
 
 class SequenceTable:
@@ -51,7 +68,23 @@ class SequenceTable:
     canvas_stop:           end of the canvas in ranks; equals `final` when there is none
     emitted:               positions already sent to the client, prompt included
     steps:                 forwards with rows of the sequence after its prompt
-    kind_counts [N, 3]:    answer tokens by how they came, in the order of `TOKEN_KINDS`
+    kind_counts [N, 3]:    sent answer tokens by how they came, in the order of `TOKEN_KINDS`
+
+    Of sequences that draft (`Decoding` explains the knobs):
+
+    kinds [N, C] int8:     how each token came, an index of `TOKEN_KINDS`
+    is_fixed [N, C] bool:  a known token inside the canvas that no edit may change
+    confidence [N, C]:     probability of each token when it was accepted
+    stage:                 `Stage`
+    room:                  end of the last canvas in ranks, at least `limit`
+    canvas_steps:          drafting steps of the canvas so far
+    edit_steps:            of them, those after its last position was filled
+    part_steps:            drafting steps since acceptance moved to its present part
+    part_start, part_open: that part's first position; its open positions when it began
+    carry:                 positions a schedule still owes (threshold_in_quota)
+    num_drafts:            masks that the next step drafts (any-order families)
+    draws_mask:            a row drew the mask token and nothing was accepted: it is forbidden
+                           in the next step
     """
 
     def __init__(
@@ -77,6 +110,36 @@ class SequenceTable:
         self.emitted = _zeros(num_seats)
         self.steps = _zeros(num_seats)
         self.kind_counts = np.zeros((num_seats, len(TOKEN_KINDS)), dtype=np.int64)
+        self.kinds = np.zeros((num_seats, columns), dtype=np.int8)
+        self.is_fixed = np.zeros((num_seats, columns), dtype=np.bool_)
+        self.confidence = np.zeros((num_seats, columns), dtype=np.float32)
+        self.stage = np.zeros(num_seats, dtype=np.int8)
+        self.mode = np.zeros(num_seats, dtype=np.int8)
+        self.room = _zeros(num_seats)
+        self.canvas_steps = _zeros(num_seats)
+        self.edit_steps = _zeros(num_seats)
+        self.part_steps = _zeros(num_seats)
+        self.part_start = _zeros(num_seats)
+        self.part_open = _zeros(num_seats)
+        self.carry = _zeros(num_seats)
+        self.num_drafts = _zeros(num_seats)
+        self.draws_mask = np.zeros(num_seats, dtype=np.bool_)
+        self.needs_refresh = np.zeros(num_seats, dtype=np.bool_)
+        self.width = _zeros(num_seats)
+        self.block_length = _zeros(num_seats)
+        self.sub_block_length = _zeros(num_seats)
+        self.rule = _zeros(num_seats)
+        self.preference = _zeros(num_seats)
+        self.schedule = _zeros(num_seats)
+        self.quota = _zeros(num_seats)
+        self.steps_planned = _zeros(num_seats)
+        self.max_edit_steps = _zeros(num_seats)
+        self.max_steps = _zeros(num_seats)
+        self.cache_kind = _zeros(num_seats)
+        self.threshold = np.zeros(num_seats, dtype=np.float32)
+        self.distance_weight = np.zeros(num_seats, dtype=np.float32)
+        self.edit_confidence = np.zeros(num_seats, dtype=np.float32)
+        self.alpha_0 = np.zeros(num_seats, dtype=np.float64)
         self.priority = _zeros(num_seats)
         self.arrival = _zeros(num_seats)
         self.seeds = _zeros(num_seats)
@@ -90,7 +153,7 @@ class SequenceTable:
         # Seats whose scores or deltas need more than the vectorised path (`is_special`).
         self.is_special = np.zeros(num_seats, dtype=np.bool_)
 
-    def seat(self, request: Request, *, number: int, seed: int) -> int:
+    def seat(self, request: Request, decoding: Decoding, *, number: int, seed: int) -> int:
         """Put a request into an empty seat; `number` is its place in the order of arrival.
 
         Raises RuntimeError when no seat is empty.
@@ -101,14 +164,14 @@ class SequenceTable:
         seat = int(empty[0])
         params = request.params
         length = len(request.prompt)
-        self._reserve(length + params.max_tokens)
+        self._reserve(length + params.max_tokens + len(request.suffix) + decoding.block_length)
+        for array in (self.is_open, self.is_fixed, self.attempts, self.kinds, self.confidence):
+            array[seat] = 0
         self.tokens[seat, :length] = request.prompt
-        self.is_open[seat] = False
-        self.attempts[seat] = 0
         self.state[seat] = SeatState.RUNNING
         self.prompt_length[seat] = self.final[seat] = self.canvas_stop[seat] = length
         self.prompt_stop[seat] = self.emitted[seat] = length
-        self.limit[seat] = length + params.max_tokens
+        self.limit[seat] = self.room[seat] = length + params.max_tokens
         self.min_length[seat] = length + params.min_tokens
         self.settled[seat] = self.num_pages[seat] = self.steps[seat] = 0
         self.kind_counts[seat] = 0
@@ -122,7 +185,35 @@ class SequenceTable:
         self.ignores_eos[seat] = params.ignore_eos
         self.has_stop_ids[seat] = bool(params.stop_token_ids)
         self.is_special[seat] = is_special(params)
+        self._take_decoding(seat, decoding)
         return seat
+
+    def _take_decoding(self, seat: int, decoding: Decoding) -> None:
+        self.stage[seat] = Stage.SETTLE
+        for array in (self.canvas_steps, self.edit_steps, self.part_steps, self.part_start):
+            array[seat] = 0
+        for array in (self.part_open, self.carry, self.num_drafts):
+            array[seat] = 0
+        self.draws_mask[seat] = False
+        self.needs_refresh[seat] = True
+        self.mode[seat] = decoding.mode
+        self.width[seat] = decoding.width
+        self.block_length[seat] = decoding.block_length
+        self.sub_block_length[seat] = decoding.sub_block_length
+        self.rule[seat] = decoding.rule
+        self.preference[seat] = decoding.preference
+        self.schedule[seat] = decoding.schedule
+        self.quota[seat] = decoding.quota
+        self.steps_planned[seat] = decoding.steps
+        self.max_edit_steps[seat] = decoding.max_edit_steps
+        self.max_steps[seat] = decoding.max_steps or NO_LIMIT
+        self.cache_kind[seat] = decoding.cache
+        self.threshold[seat] = decoding.threshold
+        self.distance_weight[seat] = decoding.distance_weight
+        self.alpha_0[seat] = decoding.alpha_0
+        # Probabilities never exceed 1, so that this threshold never edits.
+        edit = decoding.edit_confidence
+        self.edit_confidence[seat] = NEVER_EDIT if edit is None else edit
 
     def text(self, seat: int, stop: int | None = None) -> NDArray[np.int32]:
         """Token ids of positions before `stop` (by default, of all final ones), a view."""
@@ -153,8 +244,8 @@ class SequenceTable:
     def check(self, seat: int) -> None:
         """Raise AssertionError when an invariant does not hold."""
         settled, final = self.settled[seat], self.final[seat]
-        stop, limit = self.canvas_stop[seat], self.limit[seat]
-        assert 0 <= settled <= final <= stop <= limit, (settled, final, stop, limit)
+        stop, room = self.canvas_stop[seat], self.room[seat]
+        assert 0 <= settled <= final <= stop <= room, (settled, final, stop, room)
         assert self.num_pages[seat] * self.page_size >= settled, "pages cover what is settled"
         ranks = np.arange(final) if self.order is None else self.order[seat, :final]
         assert not self.is_open[seat, ranks].any(), "a final position is open"
@@ -169,7 +260,10 @@ class SequenceTable:
         columns = min(max(2 * columns, length), max(self.max_context, length))
         self.tokens = _widened(self.tokens, columns)
         self.is_open = _widened(self.is_open, columns)
+        self.is_fixed = _widened(self.is_fixed, columns)
         self.attempts = _widened(self.attempts, columns)
+        self.kinds = _widened(self.kinds, columns)
+        self.confidence = _widened(self.confidence, columns)
         if self.order is not None:
             self.order = _widened(self.order, columns)
         self.pages = _widened(self.pages, -(-columns // self.page_size))

@@ -13,32 +13,44 @@ from sampler.sequence_table import IntArray, SequenceTable
 class SpanRule(Protocol):
     """One of these per kind of attention; the scheduler knows no other difference.
 
-    page_sharing_length: a page may be shared when this grid of positions is settled to the end
-                         of the last cell that touches the page; 1 for causal models
+    settled_speak_of_next: scores of settled rows and proposals speak of the next position
+    drafts_speak_of_next:  scores of drafted rows do
+    suppresses_mask:       the mask token counts in no probability
     """
 
-    page_sharing_length: int
+    settled_speak_of_next: bool
+    drafts_speak_of_next: bool
+    suppresses_mask: bool
+
+    def room(self, request: Request, *, block_length: int, context_length: int) -> int:
+        """Where the last canvas of a request may end, in ranks; at least its last token."""
 
     def open_sequence(self, table: SequenceTable, seat: int, request: Request) -> None:
         """Set up the order and the canvas of a sequence that was just seated."""
 
+    def open_canvas(self, table: SequenceTable, seat: int) -> None:
+        """What follows when everything up to `final` is final: the next canvas, or a settling."""
+
+    def open_seeded(self, table: SequenceTable, seat: int) -> None:
+        """Open the canvas whose first position, at `final`, has just got its token."""
+
     def spans(self, table: SequenceTable, seats: IntArray) -> Plan:
         """The uncut spans that the sequences want to run next, in the given order of seats."""
 
-    def cut(self, first: int, settle_stop: int, rows: int) -> int:
-        """Where to cut settling entries `first <= e < settle_stop` to at most `rows` of them."""
+    def cut(self, table: SequenceTable, seat: int, *, settle_stop: int, rows: int) -> int:
+        """Where to cut what the seat settles, up to `settle_stop`, to at most `rows` entries."""
 
-    def limits(
-        self, entries: IntArray, *, is_settling: NDArray[np.bool_], causal: NDArray[np.bool_],
-        draft_stop: IntArray,
-    ) -> IntArray:  # fmt: skip
-        """How many entries each row [T] sees; `draft_stop` is that of the row's span."""
+    def settle_limits(self, table: SequenceTable, seats: IntArray, entries: IntArray) -> IntArray:
+        """How many entries settling rows [T] see."""
+
+    def sharing_length(self, table: SequenceTable, seat: int) -> int:
+        """A page may be shared when this grid is settled to the end of the last touching cell."""
 
     def shareable_text(self, table: SequenceTable, seat: int) -> NDArray[np.int32]:
-        """The beginning of the seat's text that need not be run when its pages are found."""
+        """What of the seat's text need not be run when its pages are found: keys in rank order."""
 
     def keyed_text(self, table: SequenceTable, seat: int) -> NDArray[np.int32]:
-        """What of the seat's text is settled, in cache order."""
+        """What of the seat's text is settled: keys in rank order."""
 
 
 class CausalSpans:
@@ -48,10 +60,22 @@ class CausalSpans:
     draws the next one.
     """
 
-    page_sharing_length = 1
+    settled_speak_of_next = True
+    drafts_speak_of_next = False
+    suppresses_mask = False
+
+    def room(self, request: Request, *, block_length: int, context_length: int) -> int:  # noqa: ARG002
+        """The answer's own limit."""
+        return len(request.prompt) + request.params.max_tokens
 
     def open_sequence(self, table: SequenceTable, seat: int, request: Request) -> None:
         """Nothing to do: the prompt is final and there is no canvas."""
+
+    def open_canvas(self, table: SequenceTable, seat: int) -> None:
+        """Nothing to do: the next token is drawn when this one settles."""
+
+    def open_seeded(self, table: SequenceTable, seat: int) -> None:
+        """Never called: there are no canvases."""
 
     def spans(self, table: SequenceTable, seats: IntArray) -> Plan:
         """Everything that is final and not settled yet."""
@@ -66,18 +90,20 @@ class CausalSpans:
             is_cut=np.zeros(seats.size, dtype=np.bool_),
             scores_settled=yes,
             causal_drafts=yes,
+            draft_limit=final,
         )
 
-    def cut(self, first: int, settle_stop: int, rows: int) -> int:
+    def cut(self, table: SequenceTable, seat: int, *, settle_stop: int, rows: int) -> int:
         """Anywhere."""
-        return min(first + rows, settle_stop)
+        return min(int(table.settled[seat]) + rows, settle_stop)
 
-    def limits(
-        self, entries: IntArray, *, is_settling: NDArray[np.bool_], causal: NDArray[np.bool_],
-        draft_stop: IntArray,
-    ) -> IntArray:  # fmt: skip
-        """Settling rows and proposals see the entries up to their own."""
-        return np.where(is_settling | causal, entries + 1, draft_stop)
+    def settle_limits(self, table: SequenceTable, seats: IntArray, entries: IntArray) -> IntArray:  # noqa: ARG002
+        """The entries up to the row's own."""
+        return entries + 1
+
+    def sharing_length(self, table: SequenceTable, seat: int) -> int:  # noqa: ARG002
+        """An entry depends on nothing after it."""
+        return 1
 
     def shareable_text(self, table: SequenceTable, seat: int) -> NDArray[np.int32]:
         """All but the last final token, whose row draws the next one."""

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from kernels import PagedBatch
+from sampler.decoding import Mode
 from sampler.plan import Plan
 from sampler.sequence_table import IntArray, SequenceTable
 from sampler.span_rule import SpanRule
@@ -33,6 +34,7 @@ class ScoredRows:
     spans:     index of their span in the plan
     seats:     seat of their sequence
     positions: the position that their scores speak of
+    ranks:     the rank of that position
     kinds:     `RowKind` of each
     is_given:  the position's token is known: only its log-probability is wanted (a prompt's
                token, when the request asks for them)
@@ -42,6 +44,7 @@ class ScoredRows:
     spans: IntArray
     seats: IntArray
     positions: IntArray
+    ranks: IntArray
     kinds: NDArray[np.int8]
     is_given: NDArray[np.bool_]
 
@@ -84,18 +87,14 @@ def build_step_input(
     is_open = table.is_open[rows.seat, position]
     token_ids = np.where(is_open, mask_token_id, table.tokens[rows.seat, position])
     page_size = table.page_size
-    pages = table.pages[plan.seats, : -(-int(plan.draft_stop.max()) // page_size)]
+    limits = _limits(plan, rows, table, rule)
+    num_entries = max(int(plan.draft_stop.max()), int(limits.max()))
+    pages = table.pages[plan.seats, : -(-num_entries // page_size)]
     page = pages[rows.span, rows.entry // page_size].astype(np.int64)
-    limits = rule.limits(
-        rows.entry,
-        is_settling=rows.kind != RowKind.DRAFT,
-        causal=plan.causal_drafts[rows.span],
-        draft_stop=plan.draft_stop[rows.span],
-    )
     counts = plan.draft_stop - plan.first
     starts = np.zeros(plan.num_spans + 1, dtype=np.int32)
     np.cumsum(counts, out=starts[1:])
-    scored = _choose_scored(plan, rows, position, is_open, table=table, wants_prompt=wants_prompt)
+    scored = _choose_scored(plan, rows, position, table, rule, wants_prompt=wants_prompt)
     batch = PagedBatch(
         span_starts=torch.from_numpy(starts).to(device),
         page_table=torch.from_numpy(pages).to(device),
@@ -109,11 +108,7 @@ def build_step_input(
         positions=torch.from_numpy(position).to(device),
         score_rows=torch.from_numpy(scored.rows).to(device),
         batch=batch,
-        draft_rows=(
-            torch.from_numpy(rows.kind == RowKind.DRAFT).to(device)
-            if (plan.draft_stop > plan.propose_stop).any()
-            else None
-        ),
+        draft_rows=_self_drafted(plan, rows, table, device),
     )
     return StepInput(network=network, scored=scored)
 
@@ -128,31 +123,68 @@ def _lay_out(plan: Plan) -> _Rows:
     return _Rows(span=span, seat=plan.seats[span], entry=entry, kind=kind)
 
 
+def _limits(plan: Plan, rows: _Rows, table: SequenceTable, rule: SpanRule) -> IntArray:
+    """How many entries each row [T] sees; proposals are causal in every family."""
+    limits = rule.settle_limits(table, rows.seat, rows.entry)
+    limits = np.where(rows.kind == RowKind.PROPOSE, rows.entry + 1, limits)
+    of_drafts = np.where(plan.causal_drafts[rows.span], rows.entry + 1, plan.draft_limit[rows.span])
+    return np.where(rows.kind == RowKind.DRAFT, of_drafts, limits)
+
+
+def _self_drafted(
+    plan: Plan, rows: _Rows, table: SequenceTable, device: torch.device
+) -> torch.Tensor | None:
+    """Rows [T] that draft what the same network will verify, or None when there are none."""
+    if not (plan.draft_stop > plan.propose_stop).any():
+        return None
+    drafted = (rows.kind == RowKind.DRAFT) & (table.mode[rows.seat] == Mode.SPECULATIVE)
+    return torch.from_numpy(drafted).to(device) if drafted.any() else None
+
+
 def _choose_scored(
     plan: Plan,
     rows: _Rows,
     position: IntArray,
-    is_open: NDArray[np.bool_],
-    *,
     table: SequenceTable,
+    rule: SpanRule,
+    *,
     wants_prompt: NDArray[np.bool_] | None,
 ) -> ScoredRows:
+    is_draft = rows.kind == RowKind.DRAFT
+    shift = np.where(is_draft, rule.drafts_speak_of_next, rule.settled_speak_of_next)
+    spoken_of = position + shift
     last_settled = rows.entry == plan.settle_stop[rows.span] - 1
     draws = last_settled & (plan.scores_settled & ~plan.is_cut)[rows.span]
-    draws |= (rows.kind == RowKind.PROPOSE) | ((rows.kind == RowKind.DRAFT) & is_open)
+    draws |= rows.kind == RowKind.PROPOSE
+    if is_draft.any():
+        draws |= is_draft & _wants_draft(rows, spoken_of, table)
     chosen = draws
     if wants_prompt is not None:
-        in_prompt = position + 1 < table.prompt_length[rows.seat]
+        in_prompt = spoken_of < table.prompt_length[rows.seat]
         chosen = draws | (wants_prompt[rows.seat] & in_prompt & (rows.kind == RowKind.SETTLE))
     index = np.flatnonzero(chosen)
-    kinds = rows.kind[index]
-    # Settled rows and proposals of these models speak of the next position, drafts of their own.
-    spoken_of = position[index] + (kinds != RowKind.DRAFT)
     return ScoredRows(
         rows=index,
         spans=rows.span[index],
         seats=rows.seat[index],
-        positions=spoken_of,
-        kinds=kinds,
+        positions=spoken_of[index],
+        ranks=(rows.entry + shift)[index],
+        kinds=rows.kind[index],
         is_given=~draws[index],
     )
+
+
+def _wants_draft(rows: _Rows, spoken_of: IntArray, table: SequenceTable) -> NDArray[np.bool_]:
+    """Drafts whose position may change now: open or editable, in the part that is decided."""
+    columns = np.minimum(spoken_of, table.is_open.shape[1] - 1)
+    changes = table.is_open[rows.seat, columns]
+    edits = table.edit_confidence[rows.seat] <= 1
+    if edits.any():
+        changes = changes | (edits & ~table.is_fixed[rows.seat, columns])
+    if table.order is not None:
+        return changes
+    part = table.part_start[rows.seat]
+    inside = (spoken_of >= part) & (spoken_of < part + table.sub_block_length[rows.seat])
+    whole = table.mode[rows.seat] == Mode.SPECULATIVE
+    wanted: NDArray[np.bool_] = changes & (inside | whole)
+    return wanted & (spoken_of < table.canvas_stop[rows.seat])

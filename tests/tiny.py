@@ -5,7 +5,7 @@ import torch
 
 from sampler.engine import Engine
 from sampler.engine_config import EngineConfig
-from sampler.request import DecodingParams, Request, SamplingParams
+from sampler.request import DecodingMode, DecodingParams, Request, SamplingParams
 from sampler.runner import HostScores
 from sampler.score_spec import Vocabulary
 from weights.families import FamilyRule
@@ -115,11 +115,15 @@ def hash_engine(rule=CAUSAL_RULE, *, num_pages=64, context=128, eos=(EOS,), **op
     """An engine over a `HashRunner`; options are fields of `EngineConfig`."""
     settings = {"page_size": 4, "max_sequences": 8, "max_rows": 64, **options}
     config = EngineConfig(model="hashes", **settings)
-    suppressed = () if rule.mask_token_id is None else (rule.mask_token_id,)
     return Engine(
         runner=HashRunner(num_pages, config.page_size),
         rule=rule,
-        vocabulary=Vocabulary(size=VOCABULARY, eos_ids=frozenset(eos), suppressed=suppressed),
+        vocabulary=Vocabulary(
+            size=VOCABULARY,
+            eos_ids=frozenset(eos),
+            mask_id=rule.mask_token_id,
+            mask_is_hidden=rule.suppresses_mask,
+        ),
         config=config,
         context_length=min(context, num_pages * config.page_size),
         num_pages=num_pages,
@@ -128,7 +132,10 @@ def hash_engine(rule=CAUSAL_RULE, *, num_pages=64, context=128, eos=(EOS,), **op
 
 
 def request(name, prompt, *, max_tokens=8, decoding=None, priority=0, suffix=(), **params):
-    """A request; the rest are fields of `SamplingParams`."""
+    """A request; the rest are fields of `SamplingParams`, `decoding` those of `DecodingParams`."""
+    fields = {**(decoding or {})}
+    if "mode" in fields:
+        fields["mode"] = DecodingMode(fields["mode"])
     return Request(
         id=name,
         prompt=tuple(prompt),
@@ -136,7 +143,7 @@ def request(name, prompt, *, max_tokens=8, decoding=None, priority=0, suffix=(),
         priority=priority,
         params=SamplingParams(
             max_tokens=max_tokens,
-            decoding=DecodingParams(**decoding) if decoding else DecodingParams(),
+            decoding=DecodingParams(**fields),
             **{"temperature": 0.0, "ignore_eos": True, **params},
         ),
     )

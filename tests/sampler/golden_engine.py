@@ -71,7 +71,8 @@ def golden_engine(model: LoadedModel, *, eos=(), page_size=4, context=None, **op
         vocabulary=Vocabulary(
             size=model.config.vocab_size,
             eos_ids=frozenset(eos),
-            suppressed=() if rule.mask_token_id is None else (rule.mask_token_id,),
+            mask_id=rule.mask_token_id,
+            mask_is_hidden=rule.suppresses_mask,
         ),
         config=config,
         context_length=context,

@@ -1,0 +1,173 @@
+"""`DeltaWriter`: what clients are told after a step: tokens that are final with no gap before."""
+
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampler.decoding import Mode
+from sampler.messages import TokenBatch
+from sampler.request import Delta, FinishReason, TokenLogprob
+from sampler.runner import HostScores
+from sampler.scheduler import Scheduler
+from sampler.score_spec import Vocabulary
+from sampler.seat_record import SeatRecord
+from sampler.sequence_table import NEVER_EDIT, TOKEN_KINDS, IntArray
+from sampler.step_input import ScoredRows
+
+_T = TypeVar("_T")
+
+
+class DeltaWriter:
+    """Writes deltas and ends sequences; the only place where an answer ends by itself."""
+
+    def __init__(self, scheduler: Scheduler, vocabulary: Vocabulary) -> None:
+        self.scheduler = scheduler
+        self.table = scheduler.table
+        self._is_eos = np.zeros(vocabulary.size, dtype=np.bool_)
+        self._is_eos[[i for i in vocabulary.eos_ids if i < vocabulary.size]] = True
+
+    def write(
+        self, appended: IntArray, moved: list[int], *, now_s: float
+    ) -> tuple[TokenBatch, list[Delta]]:
+        """Deltas of sequences that got one token (`appended`) or changed in any way (`moved`)."""
+        table = self.table
+        first = table.emitted[appended] == table.prompt_length[appended]
+        for seat in appended[first].tolist():
+            self.scheduler.record(seat).first_token_s = now_s
+        tokens = table.tokens[appended, table.final[appended] - 1]
+        plain = ~(table.is_special[appended] | self._ends(appended, tokens))
+        batch = self._plain(appended[plain], tokens[plain])
+        others = [*appended[~plain].tolist(), *moved]
+        deltas = [delta for seat in others if (delta := self._delta(seat, now_s)) is not None]
+        return batch, deltas
+
+    def collect_prompt_logprobs(self, scored: ScoredRows, scores: HostScores) -> None:
+        """Keep the log-probabilities of prompt tokens until the first delta."""
+        assert scores.given_logprob is not None, "given rows are scored with given tokens"
+        for row in np.flatnonzero(scored.is_given).tolist():
+            seat, position = int(scored.seats[row]), int(scored.positions[row])
+            record = self.scheduler.record(seat)
+            # A sequence that was preempted scores its prompt again; what is known stays.
+            if position != len(record.prompt_logprobs) + 1:
+                continue
+            record.prompt_logprobs.append(
+                TokenLogprob(
+                    token_id=int(self.table.tokens[seat, position]),
+                    logprob=float(scores.given_logprob[row]),
+                    top=_alternatives(row, scores, record.request.params.prompt_logprobs or 0),
+                )
+            )
+
+    def logprob(self, row: int, scores: HostScores, num_top: int) -> TokenLogprob:
+        """How likely the drawn token of a row was, with its best alternatives."""
+        return TokenLogprob(
+            token_id=int(scores.token[row]),
+            logprob=float(np.log(scores.probability[row])),
+            top=_alternatives(row, scores, num_top),
+        )
+
+    def _ends(self, seats: IntArray, tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which answers end with the token just appended."""
+        table = self.table
+        ends = self._is_eos[tokens] & ~table.ignores_eos[seats]
+        ends |= table.final[seats] >= table.limit[seats]
+        for index in np.flatnonzero(table.has_stop_ids[seats]).tolist():
+            ends[index] |= int(tokens[index]) in self._record(int(seats[index])).stop_ids
+        return ends
+
+    def _plain(self, seats: IntArray, tokens: NDArray[np.int32]) -> TokenBatch:
+        self.table.emitted[seats] += 1
+        self.table.kind_counts[seats, 0] += 1
+        records = self.scheduler.records
+        ids = [record.request.id for seat in seats.tolist() if (record := records[seat])]
+        return TokenBatch(request_ids=ids, token_ids=tokens.tolist())
+
+    def _delta(self, seat: int, now_s: float) -> Delta | None:
+        """Everything of a sequence that can be sent, or None when there is nothing to say."""
+        table, record = self.table, self._record(seat)
+        start = int(table.emitted[seat])
+        stop, finish = self._sendable(seat, start)
+        if stop == start and finish is None:
+            return None
+        first = start == int(table.prompt_length[seat])
+        if first:
+            record.first_token_s = now_s
+        token_ids = tuple(table.tokens[seat, start:stop].tolist())
+        kinds = np.bincount(table.kinds[seat, start:stop], minlength=len(TOKEN_KINDS))
+        table.kind_counts[seat] += kinds
+        table.emitted[seat] = stop
+        delta = Delta(
+            request_id=record.request.id,
+            token_ids=token_ids,
+            logprobs=_taken(record.pending_logprobs, start, stop),
+            trace=_taken(record.pending_trace, start, stop),
+            prompt_logprobs=tuple(record.prompt_logprobs) if first else (),
+            finish=finish,
+            stop_token_id=token_ids[-1] if finish is FinishReason.STOP else None,
+            stats=None
+            if finish is None
+            else record.stats(
+                answer_tokens=stop - int(table.prompt_length[seat]),
+                steps=int(table.steps[seat]),
+                kind_counts=table.kind_counts[seat].tolist(),
+                finished_s=now_s,
+            ),
+        )
+        if finish is not None:
+            self.scheduler.release(seat)
+        return delta
+
+    def _sendable(self, seat: int, start: int) -> tuple[int, FinishReason | None]:
+        """Up to which position tokens can be sent, and why the answer ends there if it does."""
+        table = self.table
+        limit = int(table.limit[seat])
+        filled = self._filled(seat, start, limit)
+        stop = self._first_stop(seat, start, filled)
+        if stop is not None:
+            return stop + 1, FinishReason.STOP
+        if filled >= limit:
+            return limit, FinishReason.LENGTH
+        if table.order is not None:
+            return filled, None
+        return max(min(int(table.final[seat]), filled), start), None
+
+    def _filled(self, seat: int, start: int, limit: int) -> int:
+        """Where the first position lies that has no token for good."""
+        table = self.table
+        stop = min(int(table.canvas_stop[seat]), limit) if table.order is None else limit
+        if table.order is not None:
+            # Positions of later windows have no rank yet.
+            num_suffix = int(table.room[seat]) - limit
+            stop = min(stop, int(table.canvas_stop[seat]) - num_suffix)
+        if table.edit_confidence[seat] < NEVER_EDIT or table.mode[seat] == Mode.SPECULATIVE:
+            stop = min(stop, int(table.final[seat]))
+        is_open = table.is_open[seat, start:stop]
+        return start + int(is_open.argmax()) if is_open.any() else stop
+
+    def _first_stop(self, seat: int, start: int, stop: int) -> int | None:
+        """Position of the first token that ends the answer, or None."""
+        stop_ids = self._record(seat).stop_ids
+        shortest = int(self.table.min_length[seat])
+        tokens = self.table.tokens[seat, start:stop].tolist()
+        for position, token in enumerate(tokens, start):
+            if token in stop_ids and position >= shortest:
+                return position
+        return None
+
+    def _record(self, seat: int) -> SeatRecord:
+        return self.scheduler.record(seat)
+
+
+def _alternatives(row: int, scores: HostScores, num_top: int) -> tuple[tuple[int, float], ...]:
+    if num_top == 0:
+        return ()
+    assert scores.top_ids is not None, "the score spec asked for alternatives"
+    assert scores.top_logprobs is not None, "the score spec asked for alternatives"
+    ids, logprobs = scores.top_ids[row, :num_top], scores.top_logprobs[row, :num_top]
+    return tuple(zip(ids.tolist(), logprobs.tolist(), strict=True))
+
+
+def _taken(pending: dict[int, _T], start: int, stop: int) -> tuple[_T, ...]:
+    """Take the values of positions `start` to `stop` out of what is pending."""
+    return tuple(pending.pop(i) for i in range(start, stop)) if pending else ()

@@ -1,0 +1,18 @@
+"""Which `SpanRule` serves a family."""
+
+from sampler.canvas_spans import CanvasSpans
+from sampler.rank_spans import RankSpans
+from sampler.span_rule import CausalSpans, SpanRule
+from sampler.whole_spans import WholeSpans
+from weights.families import FamilyRule, Order, Settle
+
+
+def span_rule_for(rule: FamilyRule) -> SpanRule:
+    """The spans of a family, by its order and by what its settling rows see."""
+    if not rule.drafts:
+        return CausalSpans()
+    if rule.order is Order.ANY:
+        return RankSpans(rule)
+    if rule.settle is Settle.NEVER:
+        return WholeSpans(rule)
+    return CanvasSpans(rule)
