@@ -32,21 +32,29 @@ def create_app(
     tokenizer: Tokenizer,
     chat_template: ChatTemplate | None,
     settings: Settings,
+    *,
+    model_name: str | None = None,
 ) -> FastAPI:
-    """The application; its lifespan starts and stops the engine.
+    """The application; its lifespan starts the engine, unless it runs already, and stops it.
+
+    model_name: what clients call the model when the settings do not say; the engine's name for
+                it when left out
 
     Raises SettingsError when the API keys cannot be read.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await engine.start()
+        if not engine.is_alive:
+            await engine.start()
         try:
-            names = settings.served_model_name or (engine.info.name,)
+            names = settings.served_model_name or (model_name or engine.info.name,)
             metrics = ServerMetrics(
                 engine, settings, model_name=names[0], max_tokens=engine.info.context_length
             )
-            app.state.server = ServerState(engine, tokenizer, chat_template, settings, metrics)
+            app.state.server = ServerState(
+                engine, tokenizer, chat_template, settings, metrics, model_names=names
+            )
             yield
         finally:
             await engine.stop(drain_s=0.0)

@@ -20,7 +20,10 @@ _TOO_LARGE = ErrorAnswer(
 _MALFORMED = ErrorAnswer(
     400, "invalid_request_error", "invalid_http", "this is not a valid HTTP request"
 )
+_TOO_MANY = ErrorAnswer(503, "server_error", "server_overloaded", "too many connections are open")
+_RETRY_AFTER = b"retry-after: 1\r\nretry-after-ms: 1000\r\n"
 _PHRASES = {
+    503: b"Service Unavailable",
     400: b"Bad Request",
     408: b"Request Timeout",
     431: b"Request Header Fields Too Large",
@@ -31,6 +34,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """A connection whose request headers are bounded in time, number and size."""
 
     header_timeout_s: ClassVar[float] = 10.0
+    max_connections: ClassVar[int | None] = None
 
     def __init__(
         self,
@@ -76,6 +80,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.headers) > MAX_HEADERS or _size(self.headers) > MAX_HEADER_BYTES:
             self._refuse(_TOO_LARGE)
             return
+        if self.max_connections is not None and len(self.connections) > self.max_connections:
+            self._refuse(_TOO_MANY)
+            return
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -107,6 +114,8 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         body = error_body(answer)
         head = b"HTTP/1.1 %d %s\r\n" % (answer.status, _PHRASES[answer.status])
+        if answer is _TOO_MANY:
+            head += _RETRY_AFTER
         self.transport.write(
             head + b"content-type: application/json\r\nconnection: close\r\n"
             b"content-length: %d\r\n\r\n" % len(body) + body
@@ -114,13 +123,18 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def bounded_protocol(timeout_s: float) -> type[BoundedProtocol]:
-    """A connection class for `uvicorn.Config(http=...)` with this time for the headers."""
+def bounded_protocol(*, timeout_s: float, connection_limit: int | None) -> type[BoundedProtocol]:
+    """A connection class for `uvicorn.Config(http=...)`.
 
-    class Timed(BoundedProtocol):
+    timeout_s: time a client has to send its headers
+    connection_limit: open connections at most
+    """
+
+    class Bounded(BoundedProtocol):
         header_timeout_s = timeout_s
+        max_connections = connection_limit
 
-    return Timed
+    return Bounded
 
 
 def _size(headers: list[tuple[bytes, bytes]]) -> int:

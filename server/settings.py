@@ -201,7 +201,7 @@ class Settings(BaseSettings):
     limit_concurrency: int | None = Field(
         None,
         ge=1,
-        description="Open connections at most; no limit when left out.",
+        description="Open connections at most, more are answered with 503; no limit when left out.",
         json_schema_extra=_about(HTTP),
     )
     max_body_size: Bytes = Field(
@@ -320,6 +320,14 @@ class Settings(BaseSettings):
         if self.root_path and not self.root_path.startswith("/"):
             raise ValueError(f"root_path must begin with /, got {self.root_path!r}")
         return self
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder that fetched models are kept in."""
+        if self.download_dir is not None:
+            return self.download_dir
+        base = os.environ.get("XDG_CACHE_HOME")  # noqa: TID251
+        return (Path(base) if base else Path.home() / ".cache") / "estuary"
 
     def all_api_keys(self) -> tuple[str, ...]:
         """The keys of flags and file.

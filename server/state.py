@@ -25,6 +25,7 @@ STUCK_AFTER_S = 60.0
 class ServerState:
     """One running server.
 
+    model_names:  names that clients may use; the first stands in answers
     is_draining:  the process was told to stop; `/ready` says so
     is_refusing:  new requests are no longer taken
     """
@@ -34,14 +35,10 @@ class ServerState:
     chat_template: ChatTemplate | None
     settings: Settings
     metrics: ServerMetrics
+    model_names: tuple[str, ...]
     created_s: int = field(default_factory=lambda: int(time.time()))
     is_draining: bool = False
     is_refusing: bool = False
-
-    @property
-    def model_names(self) -> tuple[str, ...]:
-        """Names that clients may use; the first stands in answers."""
-        return self.settings.served_model_name or (self.engine.info.name,)
 
     @property
     def is_ready(self) -> bool:

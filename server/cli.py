@@ -1,0 +1,245 @@
+"""`estuary`: serve, fetch, complete and bench from the shell."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sampler import EngineClient, EngineStopped
+from server.app import create_app
+from server.bench import BenchLoad, bench
+from server.complete import CompleteOptions, complete
+from server.flags import add_settings, given
+from server.logging_setup import set_up_logging
+from server.model_source import engine_config, find_model, model_name, read_text_side
+from server.serve import EXIT_FAILED, EXIT_OK, listen, run
+from server.settings import (
+    ACCESS,
+    API,
+    ENGINE,
+    HTTP,
+    MODEL,
+    PROCESS,
+    Settings,
+    SettingsError,
+    load_settings,
+    printable,
+)
+from server.state import package_version
+from weights.errors import CheckpointError, FetchError, TemplateError
+
+EXIT_USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the process's exit code."""
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    try:
+        settings = load_settings(given(parsed), config=parsed.config)
+        if parsed.print_config:
+            print(printable(settings), end="")
+            return EXIT_OK
+        code: int = parsed.command(settings, parsed)
+    except SettingsError as error:
+        print(f"estuary: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except (CheckpointError, FetchError, TemplateError, EngineStopped, ValueError) as error:
+        print(f"estuary: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_FAILED
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every command with its flags."""
+    parser = argparse.ArgumentParser(
+        prog="estuary",
+        description="Serve language models that decode autoregressively, by diffusion, or both.",
+        epilog="A setting comes from its flag, else from the environment, else from the file "
+        "of --config.",
+    )
+    parser.add_argument("--version", action="version", version=f"estuary {package_version()}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_serve(commands)
+    _add_fetch(commands)
+    _add_complete(commands)
+    _add_bench(commands)
+    return parser
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    text: str,
+    *,
+    groups: tuple[str, ...],
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    if name != "complete":
+        parser.add_argument(
+            "model",
+            nargs="?",
+            default=argparse.SUPPRESS,
+            metavar="MODEL",
+            help="model folder, GGUF file or hub id; the embedded default model when left out",
+        )
+    parser.add_argument(
+        "--model",
+        dest="model",
+        default=argparse.SUPPRESS,
+        metavar="MODEL",
+        help="the same as a flag",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the settings in force and exit"
+    )
+    add_settings(parser, groups=groups)
+    return parser
+
+
+def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        commands,
+        "serve",
+        "Serve a model over HTTP.",
+        groups=(MODEL, ENGINE, HTTP, ACCESS, API, PROCESS),
+    )
+    parser.set_defaults(command=_serve)
+
+
+def _add_fetch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(commands, "fetch", "Bring a model into the cache folder.", groups=(MODEL,))
+    parser.set_defaults(command=_fetch)
+
+
+def _add_complete(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(commands, "complete", "Answer one prompt.", groups=(MODEL, ENGINE))
+    parser.add_argument("prompt", help="the prompt; - reads it from standard input")
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the text as it is, without a chat template"
+    )
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default 256")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="X", help="default 0, the likeliest"
+    )
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default 1")
+    parser.add_argument(
+        "--mode",
+        choices=("auto", "ar", "diffusion", "speculative"),
+        default="auto",
+        help="how to decode; default auto",
+    )
+    parser.add_argument(
+        "--sampling-seed", type=int, default=None, metavar="N", help="makes the answer repeatable"
+    )
+    parser.add_argument("--stats", action="store_true", help="print what it took to stderr")
+    parser.set_defaults(command=_complete)
+
+
+def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(
+        commands, "bench", "Measure a model's engine under load.", groups=(MODEL, ENGINE)
+    )
+    for flag, default, text in (
+        ("--num-requests", 32, "requests in all"),
+        ("--concurrency", 8, "requests at a time"),
+        ("--prompt-tokens", 64, "tokens of each prompt"),
+        ("--answer-tokens", 64, "tokens of each answer"),
+        ("--bench-seed", 0, "seed of the prompts"),
+    ):
+        parser.add_argument(
+            flag, type=int, default=default, metavar="N", help=f"{text}; default {default}"
+        )
+    parser.add_argument(
+        "--mode",
+        choices=("auto", "ar", "diffusion", "speculative"),
+        default="auto",
+        help="how to decode; default auto",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    parser.set_defaults(command=_bench)
+
+
+def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
+    del arguments
+    set_up_logging(form=settings.log_format, level=settings.log_level)
+    settings.all_api_keys()
+    bound = listen(settings)
+    path = find_model(settings)
+    text_side = read_text_side(path, settings)
+    engine = EngineClient(engine_config(settings, path))
+    app = create_app(
+        engine,
+        text_side.tokenizer,
+        text_side.chat_template,
+        settings,
+        model_name=model_name(settings, path),
+    )
+
+    def on_ready(address: str) -> None:
+        print(_greeting(address, settings), flush=True)
+
+    return run(app, engine, settings, bound=bound, on_ready=on_ready)
+
+
+def _greeting(address: str, settings: Settings) -> str:
+    key = " -H 'authorization: Bearer YOUR_KEY'" if settings.all_api_keys() else ""
+    return (
+        f"Estuary is ready at {address}\n"
+        f"Try: curl {address}/v1/chat/completions{key} -H 'content-type: application/json' "
+        '-d \'{"messages": [{"role": "user", "content": "Hello!"}], "stream": true}\''
+    )
+
+
+def _fetch(settings: Settings, arguments: argparse.Namespace) -> int:
+    del arguments
+    print(find_model(settings))
+    return EXIT_OK
+
+
+def _complete(settings: Settings, arguments: argparse.Namespace) -> int:
+    set_up_logging(form="console", level="warning")
+    path = find_model(settings)
+    text_side = read_text_side(path, settings)
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    options = CompleteOptions(
+        prompt=prompt,
+        is_raw=arguments.raw,
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        mode=arguments.mode,
+        seed=arguments.sampling_seed,
+    )
+    engine = EngineClient(engine_config(settings, path))
+
+    def write(text: str) -> None:
+        print(text, end="", flush=True)
+
+    usage = asyncio.run(complete(engine, text_side, settings, options, write=write))
+    print()
+    if arguments.stats:
+        print(usage.model_dump_json(), file=sys.stderr)
+    return EXIT_OK
+
+
+def _bench(settings: Settings, arguments: argparse.Namespace) -> int:
+    set_up_logging(form="console", level="warning")
+    path = find_model(settings)
+    load = BenchLoad(
+        num_requests=arguments.num_requests,
+        concurrency=arguments.concurrency,
+        prompt_tokens=arguments.prompt_tokens,
+        answer_tokens=arguments.answer_tokens,
+        mode=arguments.mode,
+        seed=arguments.bench_seed,
+    )
+    engine = EngineClient(engine_config(settings, path))
+    result = asyncio.run(bench(engine, load))
+    print(result.table())
+    if arguments.json is not None:
+        arguments.json.write_text(result.json())
+    return EXIT_OK
