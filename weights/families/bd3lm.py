@@ -28,6 +28,7 @@ BD3LM = Family(
         draft_speaks_of=Speaks.OWN,
         grid=Grid.ABSOLUTE,
         block_length=4,
+        suppresses_mask=True,
         acceptance=AcceptanceDefaults("first_hitting"),
     ),
     mask_id_fields=("mask_index", "mask_token_id"),

@@ -43,6 +43,7 @@ ESOLM = Family(
         settled_speaks_of=Speaks.NOTHING,
         draft_speaks_of=Speaks.OWN,
         can_infill=True,
+        suppresses_mask=True,
         acceptance=AcceptanceDefaults("rank_order", alpha_0=1.0, steps=1024),
     ),
     mask_id_fields=("mask_index", "mask_token_id"),

@@ -30,6 +30,7 @@ MDLM = Family(
         draft_speaks_of=Speaks.OWN,
         grid=Grid.PROMPT,
         can_infill=True,
+        suppresses_mask=True,
         acceptance=AcceptanceDefaults("first_hitting"),
     ),
     mask_id_fields=("mask_index", "mask_token_id"),
