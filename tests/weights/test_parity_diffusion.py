@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from weights import RuleOverrides, load_model
-from weights.feed_forward import route
 
 from tests.weights.runs import (
     Span,
@@ -15,6 +13,8 @@ from tests.weights.runs import (
     run_step,
     whole_logits,
 )
+from weights import RuleOverrides, load_model
+from weights.feed_forward import route
 
 # Float32 in another order of operations differs by up to 2e-5 on logits of this scale.
 TOLERANCE = 1e-4
@@ -132,9 +132,7 @@ def test_any_order_likelihood_rows_see_lower_ranks_and_themselves(golden, name):
     order = case[f"{name}.order"]
     length = len(order)
     masks = [model.family.rule.mask_token_id] * length
-    for row, wanted in zip(
-        case[f"{name}.input_ids"], case[f"{name}.logits_by_rank"], strict=True
-    ):
+    for row, wanted in zip(case[f"{name}.input_ids"], case[f"{name}.logits_by_rank"], strict=True):
         span = Span(
             [*row[order].tolist(), *masks],
             0,
