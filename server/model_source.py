@@ -12,7 +12,6 @@ from weights.errors import CheckpointError
 from weights.fetch import fetch_default_model
 from weights.hub import fetch_repo, is_repo_id
 
-
 DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
 
 

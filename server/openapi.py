@@ -7,13 +7,17 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from server.schema.chat import ChatBody
+from server.schema.completions import CompletionBody
 from server.schema.errors import ErrorBody
+from server.schema.tokenize import DetokenizeBody, TokenizeBody
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request cannot be served."},
     "5XX": {"model": ErrorBody, "description": "The server cannot serve it now."},
 }
 
+_BODIES: tuple[type[BaseModel], ...] = (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
 _REF_TEMPLATE = "#/components/schemas/{model}"
 
 
@@ -37,7 +41,9 @@ def describe(
             "requestBody": {
                 "required": True,
                 "content": {
-                    "application/json": {"schema": {"x-body": body.__name__, "x-model": body}}
+                    "application/json": {
+                        "schema": {"$ref": _REF_TEMPLATE.format(model=body.__name__)}
+                    }
                 },
             }
         },
@@ -60,18 +66,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for path in document["paths"].values():
-        for operation in path.values():
-            content = operation.get("requestBody", {}).get("content", {})
-            for media in content.values():
-                model = media["schema"].pop("x-model", None)
-                if model is not None:
-                    media["schema"] = {"$ref": _REF_TEMPLATE.format(model=model.__name__)}
-                    _add_schema(model, schemas)
+    for body in _BODIES:
+        schema = body.model_json_schema(ref_template=_REF_TEMPLATE)
+        schemas.update(schema.pop("$defs", {}))
+        schemas[body.__name__] = schema
     return document
-
-
-def _add_schema(model: type[BaseModel], schemas: dict[str, Any]) -> None:
-    schema = model.model_json_schema(ref_template=_REF_TEMPLATE)
-    schemas.update(schema.pop("$defs", {}))
-    schemas[model.__name__] = schema

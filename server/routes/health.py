@@ -28,13 +28,15 @@ class Status(BaseModel):
     status: str
 
 
-@router.api_route("/livez", methods=["GET", "HEAD"])
+@router.head("/livez", include_in_schema=False)
+@router.get("/livez")
 async def live() -> Status:
     """Whether this process answers at all."""
     return Status(status="ok")
 
 
-@router.api_route("/health", methods=["GET", "HEAD"])
+@router.head("/health", include_in_schema=False)
+@router.get("/health")
 async def health(state: State) -> Status:
     """Whether the engine runs and gets on with its work."""
     if not state.engine.is_alive:
@@ -44,7 +46,8 @@ async def health(state: State) -> Status:
     return Status(status="ok")
 
 
-@router.api_route("/ready", methods=["GET", "HEAD"])
+@router.head("/ready", include_in_schema=False)
+@router.get("/ready")
 async def ready(state: State) -> Status:
     """Whether new requests should be sent here."""
     if not state.engine.is_alive:

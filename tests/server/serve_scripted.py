@@ -1,0 +1,67 @@
+"""A server process around a scripted engine: `python -m tests.server.serve_scripted FLAGS`.
+
+A prompt of "die" ends the engine in the middle of its answer; "wait" answers once and then waits
+for ever; everything else is answered with "hello".
+"""
+
+import asyncio
+import sys
+
+from sampler import Delta
+from server.app import create_app
+from server.cli import build_parser
+from server.flags import given
+from server.logging_setup import set_up_logging
+from server.serve import listen, run
+from server.settings import load_settings
+from tests.server.scripted_engine import ScriptedEngine, byte_tokenizer, saying, template
+
+
+class MortalEngine(ScriptedEngine):
+    """Ends its streams when it is stopped or dies, as the real client does."""
+
+    def __init__(self):
+        super().__init__(self._answer)
+        self._waits = []
+
+    def _answer(self, request):
+        prompt = bytes(request.prompt)
+        if prompt == b"die":
+            return [Delta(request.id, token_ids=(65,)), *self._death()]
+        if prompt == b"wait":
+            self._waits.append(asyncio.Event())
+            return [Delta(request.id, token_ids=(65,)), self._waits[-1]]
+        return saying("hello")(request)
+
+    def _death(self):
+        event = asyncio.Event()
+        self._waits.append(event)
+        asyncio.get_running_loop().call_later(0.05, self.die)
+        return [event]
+
+    def die(self):
+        super().die()
+        for event in self._waits:
+            event.set()
+
+    async def stop(self, *, drain_s):
+        await super().stop(drain_s=drain_s)
+        self.die()
+
+
+def main():
+    settings = load_settings(given(build_parser().parse_args(["serve", *sys.argv[1:]])))
+    set_up_logging(form="json", level="info")
+    engine = MortalEngine()
+    app = create_app(engine, byte_tokenizer(), template(), settings)
+    return run(
+        app,
+        engine,
+        settings,
+        bound=listen(settings),
+        on_ready=lambda address: print(address, flush=True),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
