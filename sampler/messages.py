@@ -47,6 +47,7 @@ class ModelInfo:
                     cache all allow
     modes:          decoding modes the model can do
     load_s:         seconds from the start of loading to ready
+    can_constrain:  whether answers can be held to a grammar
     """
 
     name: str
@@ -59,6 +60,7 @@ class ModelInfo:
     block_length: int | None
     can_infill: bool
     load_s: float
+    can_constrain: bool = False
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):

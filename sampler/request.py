@@ -33,6 +33,25 @@ class TokenKind(StrEnum):
     VERIFIED = "verified"
 
 
+class GrammarKind(StrEnum):
+    """What a grammar is written in."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarSpec:
+    """What an answer must be an example of; the whole answer, up to its end of text.
+
+    text: a JSON schema, a regular expression or a Lark grammar (llguidance's dialect)
+    """
+
+    kind: GrammarKind
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class DecodingParams:
     """The `decoding` object of a request; None means the family's default.
@@ -101,6 +120,7 @@ class SamplingParams:
     logprobs:           so many best alternatives with each token; 0 reports the token alone,
                         None nothing
     prompt_logprobs:    the same for the prompt's tokens
+    grammar:            what the answer must be an example of, or None for any text
     """
 
     max_tokens: int
@@ -119,6 +139,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: GrammarSpec | None = None
     decoding: DecodingParams = field(default_factory=DecodingParams)
 
 
