@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from starlette.concurrency import run_in_threadpool
 
 from server.error_responses import ApiError, ErrorAnswer, invalid, unsupported
-from server.schema.common import Body
+from server.schema.body import Body
 from server.state import ServerState, server_state
 
 BodyT = TypeVar("BodyT", bound=Body)
@@ -43,7 +43,7 @@ BOOKKEEPING = frozenset(
 
 _NO_OTHER_MEDIA = "this server answers with text"
 _NO_TOOLS = "this model's tool calls cannot be read"
-_NO_GRAMMAR = "answers cannot be held to a format"
+_NO_GRAMMAR = "use response_format or structured_outputs"
 _USE_TOOLS = "use tools and tool_choice"
 
 
@@ -85,8 +85,6 @@ REFUSED: Mapping[str, Refusal] = {
     "images": Refusal(_NO_OTHER_MEDIA, ([],)),
     "tools": Refusal(_NO_TOOLS, ([],)),
     "tool_choice": Refusal(_NO_TOOLS, ("none", "auto")),
-    "response_format": Refusal(_NO_GRAMMAR, ({"type": "text"}, {})),
-    "structured_outputs": Refusal(_NO_GRAMMAR, ({},)),
     "guided_json": Refusal(_NO_GRAMMAR),
     "guided_regex": Refusal(_NO_GRAMMAR),
     "guided_choice": Refusal(_NO_GRAMMAR),

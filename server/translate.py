@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from sampler import DecodingMode, DecodingParams, ModelInfo, Request, SamplingParams
 from server.answer import TextRules
 from server.error_responses import ApiError, invalid, unsupported
+from server.grammar import grammar_of
 from server.limits import MAX_CHOICES, MAX_SEED
 from server.schema.chat import ChatBody, Message, TextPart
 from server.schema.common import DecodingBody, SamplingBody
@@ -201,6 +202,7 @@ def sampling_params(
         ignore_eos=bool(body.ignore_eos),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        grammar=grammar_of(body, info),
         decoding=decoding_params(body.decoding, info),
     )
 

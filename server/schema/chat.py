@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Discriminator, Field, JsonValue, StringConstraints, Tag
 
 from server.limits import MAX_LOGPROBS, MAX_MESSAGES, MAX_TOKENS
+from server.schema.body import Body
 from server.schema.common import (
-    Body,
     DecodingFrame,
     PromptLogprob,
     SamplingBody,

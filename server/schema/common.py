@@ -19,6 +19,8 @@ from server.limits import (
     MAX_STOP_TOKEN_IDS,
     MAX_TOKENS,
 )
+from server.schema.body import Body
+from server.schema.grammar import ResponseFormat, StructuredOutputs
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS)]
@@ -27,14 +29,6 @@ StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_
 def as_list(value: object) -> object:
     """A string alone stands for a list of one."""
     return [value] if isinstance(value, str) else value
-
-
-class Body(BaseModel):
-    """A request body: strict types, no infinities, unknown fields kept aside."""
-
-    model_config = ConfigDict(
-        extra="allow", strict=True, allow_inf_nan=False, frozen=True, hide_input_in_errors=True
-    )
 
 
 class StreamOptions(Body):
@@ -154,6 +148,8 @@ class SamplingBody(Body):
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     decoding: DecodingBody | None = None
 
 

@@ -3,8 +3,9 @@
 from pydantic import BaseModel, Field, JsonValue
 
 from server.limits import MAX_MESSAGES
+from server.schema.body import Body
 from server.schema.chat import Message, TemplateName
-from server.schema.common import Body, TokenId
+from server.schema.common import TokenId
 
 
 class TokenizeBody(Body):

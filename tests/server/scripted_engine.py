@@ -135,6 +135,7 @@ class ScriptedEngine:
     script: Script = field(default_factory=lambda: saying("hello"))
     modes: tuple[str, ...] = ("ar",)
     can_infill: bool = False
+    can_constrain: bool = True
     capacity: int = 1000
     context_length: int = CONTEXT_LENGTH
     submitted: list[Request] = field(default_factory=list)
@@ -162,6 +163,7 @@ class ScriptedEngine:
             block_length=None,
             can_infill=self.can_infill,
             load_s=0.0,
+            can_constrain=self.can_constrain,
         )
 
     @property
