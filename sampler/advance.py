@@ -20,7 +20,7 @@ from sampler.request import Delta, TokenKind, TokenTrace, has_penalties
 from sampler.runner import HostScores
 from sampler.scheduler import Scheduler
 from sampler.score_spec import Vocabulary
-from sampler.sequence_table import TOKEN_KINDS, IntArray, Stage
+from sampler.sequence_table import NEVER_EDIT, TOKEN_KINDS, IntArray, Stage
 from sampler.step_input import RowKind, ScoredRows
 
 _AR = TOKEN_KINDS.index(TokenKind.AR)
@@ -206,8 +206,10 @@ class Advance:
         self._move_part(seat)
         if num_accepted == 0 and not self._has_open(seat):
             table.edit_steps[seat] += 1
+        edits = table.edit_confidence[seat] < NEVER_EDIT
         tired = table.edit_steps[seat] >= table.max_edit_steps[seat]
-        if num_edited == 0 or tired:
+        # A canvas that may be edited is done when a step changed nothing.
+        if not edits or tired or num_accepted + num_edited == 0:
             self._close_full(seat)
 
     def _rank_accepted(self, seat: int, num_accepted: int) -> None:

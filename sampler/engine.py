@@ -15,6 +15,7 @@ from sampler.engine_metrics import EngineMetrics
 from sampler.errors import PromptTooLong, RequestError
 from sampler.messages import ModelInfo, StepOutput, TokenBatch
 from sampler.plan import Plan
+from sampler.rank_spans import RankSpans
 from sampler.request import Delta, FinishReason, Request
 from sampler.runner import HostScores, StepRunner
 from sampler.scheduler import Scheduler
@@ -22,7 +23,7 @@ from sampler.score_spec import Vocabulary, build_score_spec
 from sampler.sequence_table import SequenceTable
 from sampler.span_rules import span_rule_for
 from sampler.step_input import StepInput, build_step_input
-from weights.families import FamilyRule, Order
+from weights.families import FamilyRule
 from weights.network import Network
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Engine:
             num_seats=config.max_sequences,
             max_context=context_length,
             page_size=config.page_size,
-            any_order=rule.order is Order.ANY,
+            any_order=isinstance(self.rule, RankSpans),
         )
         self.scheduler = Scheduler(
             table=self.table,

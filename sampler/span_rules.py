@@ -11,8 +11,8 @@ def span_rule_for(rule: FamilyRule) -> SpanRule:
     """The spans of a family, by its order and by what its settling rows see."""
     if not rule.drafts:
         return CausalSpans()
-    if rule.order is Order.ANY:
-        return RankSpans(rule)
     if rule.settle is Settle.NEVER:
         return WholeSpans(rule)
+    if rule.order is Order.ANY:
+        return RankSpans(rule)
     return CanvasSpans(rule)
