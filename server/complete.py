@@ -11,11 +11,12 @@ from server.engine import Engine
 from server.error_responses import ApiError, answer_of
 from server.metrics import ServerMetrics
 from server.model_source import TextSide
+from server.model_tools import ModelTools
 from server.schema.chat import ChatBody
 from server.schema.common import Usage
 from server.schema.completions import CompletionBody
 from server.settings import Settings
-from server.translate import ModelTools, Translated, translate_chat, translate_completion
+from server.translate import Translated, translate_chat, translate_completion
 from server.usage import UsageCount
 
 

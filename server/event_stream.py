@@ -8,7 +8,7 @@ from typing import TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.error_responses import answer_of, error_body
+from server.error_responses import ErrorAnswer, answer_of
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +37,15 @@ def event(data: str) -> bytes:
 class EventStream(Response):
     """Sends events as they come; whatever happens, `close` is called exactly once at the end.
 
-    events: encoded events, several in one item when several are ready. An exception in it
-            becomes an error event.
+    events:  encoded events, several in one item when several are ready
+    failure: the events that end the stream instead when `events` raises
     """
 
     def __init__(
         self,
         events: AsyncIterator[bytes],
         *,
+        failure: Callable[[ErrorAnswer], bytes],
         close: Callable[[], None],
         write_timeout_s: float,
         headers: Mapping[str, str],
@@ -53,6 +54,7 @@ class EventStream(Response):
         # A stream has no length that could be known.
         del self.headers["content-length"]
         self._events = events
+        self._failure = failure
         self._close = close
         self._write_timeout_s = write_timeout_s
 
@@ -76,8 +78,7 @@ class EventStream(Response):
             answer = answer_of(error)
             if answer.status == 500:
                 log.exception("a stream failed")
-            await self._write(send, b"data: " + error_body(answer) + b"\n\n")
-        await self._write(send, DONE)
+            await self._write(send, self._failure(answer))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _write(self, send: Send, data: bytes) -> None:

@@ -17,7 +17,7 @@ from server.error_responses import ApiError, ErrorAnswer, invalid, unsupported
 from server.schema.body import Body
 from server.state import ServerState, server_state
 
-BodyT = TypeVar("BodyT", bound=Body)
+BodyT = TypeVar("BodyT", bound=Body, covariant=True)
 
 # Above this size, parsing would hold up the streams of everybody else.
 _INLINE_BODY_BYTES = 64 * 1024
@@ -33,7 +33,6 @@ BOOKKEEPING = frozenset(
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
-        "parallel_tool_calls",
         "request_id",
         "session_id",
         "stream_interval",
@@ -42,7 +41,6 @@ BOOKKEEPING = frozenset(
 )
 
 _NO_OTHER_MEDIA = "this server answers with text"
-_NO_TOOLS = "this model's tool calls cannot be read"
 _NO_GRAMMAR = "use response_format or structured_outputs"
 _USE_TOOLS = "use tools and tool_choice"
 
@@ -83,8 +81,6 @@ REFUSED: Mapping[str, Refusal] = {
     "lora_request": Refusal("adapters are chosen by the model name"),
     "prompt_embeds": Refusal("prompts are text or token ids"),
     "images": Refusal(_NO_OTHER_MEDIA, ([],)),
-    "tools": Refusal(_NO_TOOLS, ([],)),
-    "tool_choice": Refusal(_NO_TOOLS, ("none", "auto")),
     "guided_json": Refusal(_NO_GRAMMAR),
     "guided_regex": Refusal(_NO_GRAMMAR),
     "guided_choice": Refusal(_NO_GRAMMAR),

@@ -1,6 +1,6 @@
 """What the answers of chat and of text completions have in common when they are written."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,11 +9,13 @@ from pydantic import BaseModel
 from sampler import TokenLogprob
 from server.answer import Answer, AnswerToken
 from server.answers import Answers, ChoicePiece
-from server.event_stream import KEEP_ALIVE, event
+from server.error_responses import ErrorAnswer, error_body
+from server.event_stream import DONE, KEEP_ALIVE, event
 from server.schema.common import (
     DecodingFrame,
     PromptLogprob,
     PromptLogprobEntry,
+    StreamOptions,
     TokenTraceBody,
     Usage,
 )
@@ -35,21 +37,25 @@ class ReplyFacts:
 
 
 class Reply(Protocol):
-    """Writes one body's answers, whole or as chunks."""
+    """Writes one body's answers: whole as JSON, or as the bytes of a stream."""
 
-    def first_chunks(self) -> Sequence[BaseModel]:
-        """Chunks that come before any token."""
+    def begin(self) -> bytes:
+        """Events that come before any token."""
         ...
 
-    def chunks(self, choice: ChoicePiece) -> Sequence[BaseModel]:
-        """Chunks of a piece."""
+    def piece(self, choice: ChoicePiece) -> bytes:
+        """Events of a piece; none for text that is held back."""
         ...
 
-    def usage_chunk(self, usage: Usage) -> BaseModel:
-        """The chunk that only tells the usage."""
+    def end(self) -> bytes:
+        """Events that end a stream when every answer has ended."""
         ...
 
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> BaseModel:
+    def failure(self, answer: ErrorAnswer) -> bytes:
+        """Events that end a stream when an answer could not be finished."""
+        ...
+
+    def whole(self, answers: Sequence[Answer]) -> str:
         """The whole answer."""
         ...
 
@@ -59,49 +65,57 @@ def chunk_json(chunk: BaseModel) -> str:
     return chunk.model_dump_json(exclude_unset=True)
 
 
-@dataclass(frozen=True, slots=True)
-class StreamRules:
-    """How a stream reports usage, and how long it may be silent."""
+class ChunkWriter:
+    """Chunks as events, with usage where the client wants it; what OpenAI's streams share."""
 
-    keep_alive_s: float
-    include_usage: bool = False
-    usage_in_every_chunk: bool = False
+    def __init__(self, options: StreamOptions | None, count: UsageCount) -> None:
+        self._include_usage = options is not None and bool(options.include_usage)
+        self._in_every_chunk = options is not None and bool(options.continuous_usage_stats)
+        self._count = count
+
+    def write(self, chunks: Sequence[BaseModel]) -> bytes:
+        """The events of some chunks."""
+        return b"".join(event(self._json(chunk)) for chunk in chunks)
+
+    def end(self, usage_chunk: Callable[[Usage], BaseModel]) -> bytes:
+        """The end of a stream that went well."""
+        if not self._include_usage:
+            return DONE
+        return event(chunk_json(usage_chunk(self._count.usage()))) + DONE
+
+    def failure(self, answer: ErrorAnswer) -> bytes:
+        """The end of a stream that did not."""
+        return event(error_body(answer).decode()) + DONE
+
+    def _json(self, chunk: BaseModel) -> str:
+        if self._in_every_chunk:
+            chunk = chunk.model_copy(update={"usage": self._count.usage()})
+        elif self._include_usage:
+            chunk = chunk.model_copy(update={"usage": None})
+        return chunk_json(chunk)
 
 
 async def write_events(
-    answers: Answers, reply: Reply, count: UsageCount, *, num_choices: int, rules: StreamRules
+    answers: Answers, reply: Reply, count: UsageCount, *, num_choices: int, keep_alive_s: float
 ) -> AsyncIterator[bytes]:
-    """The encoded events of a stream, up to but without the end mark."""
-
-    def encode(chunks: Sequence[BaseModel]) -> bytes:
-        usage = count.usage() if rules.usage_in_every_chunk else None
-        return b"".join(event(_with_usage(chunk, usage, rules)) for chunk in chunks)
-
-    first = reply.first_chunks()
-    if first:
-        yield encode(first)
+    """The bytes of a stream, to its end."""
+    if beginning := reply.begin():
+        yield beginning
     num_open = num_choices
     while num_open:
-        pieces = await answers.next_pieces(timeout_s=rules.keep_alive_s)
+        pieces = await answers.next_pieces(timeout_s=keep_alive_s)
         if not pieces:
             yield KEEP_ALIVE
             continue
-        encoded = []
+        written = []
         for choice in pieces:
             count.add(choice.index, choice.piece)
             num_open -= choice.piece.finish is not None
-            encoded.append(encode(reply.chunks(choice)))
-        # Text that is held back makes no chunk.
-        if any(encoded):
-            yield b"".join(encoded)
-    if rules.include_usage:
-        yield event(chunk_json(reply.usage_chunk(count.usage())))
-
-
-def _with_usage(chunk: BaseModel, usage: Usage | None, rules: StreamRules) -> str:
-    if rules.include_usage or rules.usage_in_every_chunk:
-        chunk = chunk.model_copy(update={"usage": usage})
-    return chunk_json(chunk)
+            written.append(reply.piece(choice))
+        # Text that is held back makes no event.
+        if any(written):
+            yield b"".join(written)
+    yield reply.end()
 
 
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 
+from sampler import FinishReason
 from server.answer import Answer, AnswerToken
 from server.answers import ChoicePiece
+from server.error_responses import ErrorAnswer
 from server.reply import (
+    ChunkWriter,
     ReplyFacts,
+    chunk_json,
     decoding_frame,
     finite,
     prompt_logprobs,
@@ -15,6 +19,8 @@ from server.reply import (
 from server.schema.chat import (
     AlternativeLogprob,
     AnsweredMessage,
+    AnsweredToolCall,
+    CalledFunctionText,
     ChatBody,
     ChatChoice,
     ChatChunk,
@@ -23,9 +29,11 @@ from server.schema.chat import (
     ChatLogprobs,
     ChatTokenLogprob,
     MessageDelta,
+    ToolCallDelta,
 )
-from server.schema.common import Usage
+from server.tool_parts import CallPart, PartReader
 from server.translate import Translated
+from server.usage import UsageCount
 from weights.tokenizer import Tokenizer
 
 
@@ -33,15 +41,24 @@ class ChatReply:
     """Writes the answers to one chat body."""
 
     def __init__(
-        self, body: ChatBody, translated: Translated, facts: ReplyFacts, *, tokenizer: Tokenizer
+        self,
+        body: ChatBody,
+        translated: Translated,
+        facts: ReplyFacts,
+        count: UsageCount,
+        *,
+        tokenizer: Tokenizer,
     ) -> None:
         self._body = body
         self._translated = translated
         self._facts = facts
+        self._count = count
         self._tokenizer = tokenizer
+        self._writer = ChunkWriter(body.stream_options, count)
         self._wants_trace = body.decoding is not None and body.decoding.trace
+        self._readers = [PartReader(translated.call_rules) for _ in range(translated.n)]
 
-    def first_chunks(self) -> list[ChatChunk]:
+    def begin(self) -> bytes:
         """One chunk for each answer that names the role."""
         chunks = []
         for index in range(self._translated.n):
@@ -49,29 +66,37 @@ class ChatReply:
             if index == 0 and self._body.return_token_ids:
                 chunk = chunk.model_copy(update={"prompt_token_ids": self._prompt_ids()})
             chunks.append(chunk)
-        return chunks
+        return self._writer.write(chunks)
 
-    def chunks(self, choice: ChoicePiece) -> list[ChatChunk]:
-        """Text first, then the end with an empty delta."""
+    def piece(self, choice: ChoicePiece) -> bytes:
+        """Text and calls first, then the end with an empty delta."""
         piece = choice.piece
-        chunks = []
-        if piece.text or piece.tokens or piece.prompt_logprobs:
-            chunk = self._chunk(choice.index, MessageDelta(content=piece.text), tokens=piece.tokens)
-            chunks.append(chunk.model_copy(update=self._extras(choice)))
+        reader = self._readers[choice.index]
+        deltas = _deltas(reader.feed(piece.text))
         if piece.finish is not None:
-            last = self._chunk(choice.index, MessageDelta(), finish_reason=str(piece.finish))
-            if piece.stop_reason is not None:
-                last.choices[0] = last.choices[0].model_copy(
-                    update={"stop_reason": piece.stop_reason}
-                )
-            chunks.append(last)
-        return chunks
+            deltas += _deltas(reader.finish())
+        if not deltas and (piece.tokens or piece.prompt_logprobs):
+            deltas = [MessageDelta(content="")]
+        chunks = [
+            # What belongs to tokens stands in the first of a piece's chunks.
+            self._chunk(choice.index, delta, choice=None if number else choice)
+            for number, delta in enumerate(deltas)
+        ]
+        if piece.finish is not None:
+            chunks.append(self._last_chunk(choice, self._finish(choice.index, piece.finish)))
+        return self._writer.write(chunks)
 
-    def usage_chunk(self, usage: Usage) -> ChatChunk:
-        """The chunk that only tells the usage."""
-        return self._chunk_of([]).model_copy(update={"usage": usage})
+    def end(self) -> bytes:
+        """The usage, when it is wanted, and the end mark."""
+        return self._writer.end(
+            lambda usage: self._chunk_of([]).model_copy(update={"usage": usage})
+        )
 
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> ChatCompletion:
+    def failure(self, answer: ErrorAnswer) -> bytes:
+        """The error and the end mark."""
+        return self._writer.failure(answer)
+
+    def whole(self, answers: Sequence[Answer]) -> str:
         """The whole answer."""
         completion = ChatCompletion(
             id=self._facts.id,
@@ -79,7 +104,7 @@ class ChatReply:
             created=self._facts.created,
             model=self._facts.model,
             choices=[self._choice(index, answer) for index, answer in enumerate(answers)],
-            usage=usage,
+            usage=self._count.usage(),
             system_fingerprint=self._facts.system_fingerprint,
         )
         extras: dict[str, object] = {}
@@ -87,14 +112,17 @@ class ChatReply:
             extras["prompt_logprobs"] = prompt_logprobs(self._tokenizer, answers[0].prompt_logprobs)
         if self._body.return_token_ids:
             extras["prompt_token_ids"] = self._prompt_ids()
-        return completion.model_copy(update=extras)
+        return chunk_json(completion.model_copy(update=extras))
 
     def _choice(self, index: int, answer: Answer) -> ChatChoice:
+        reader = self._readers[index]
+        parts = [*reader.feed(answer.text), *reader.finish()]
+        finish = FinishReason.LENGTH if answer.finish is None else answer.finish
         choice = ChatChoice(
             index=index,
-            message=AnsweredMessage(role="assistant", content=answer.text, refusal=None),
+            message=_message(parts),
             logprobs=self._logprobs(answer.tokens),
-            finish_reason=str(answer.finish),
+            finish_reason=self._finish(index, finish),
         )
         extras: dict[str, object] = {}
         if answer.stop_reason is not None:
@@ -105,6 +133,40 @@ class ChatReply:
             extras["decoding"] = trace_bodies(self._tokenizer, answer.tokens)
         return choice.model_copy(update=extras)
 
+    def _finish(self, index: int, finish: FinishReason) -> str:
+        if finish is FinishReason.STOP and self._readers[index].num_calls:
+            return "tool_calls"
+        return str(finish)
+
+    def _last_chunk(self, choice: ChoicePiece, finish_reason: str) -> ChatChunk:
+        last = self._chunk(choice.index, MessageDelta(), finish_reason=finish_reason)
+        if choice.piece.stop_reason is not None:
+            last.choices[0] = last.choices[0].model_copy(
+                update={"stop_reason": choice.piece.stop_reason}
+            )
+        return last
+
+    def _chunk(
+        self,
+        index: int,
+        delta: MessageDelta,
+        *,
+        choice: ChoicePiece | None = None,
+        finish_reason: str | None = None,
+    ) -> ChatChunk:
+        tokens = () if choice is None else choice.piece.tokens
+        written = ChatChunkChoice(
+            index=index,
+            delta=delta,
+            logprobs=self._logprobs(tokens) if tokens else None,
+            finish_reason=finish_reason,
+        )
+        if self._body.return_token_ids and tokens:
+            token_ids = [token.token_id for token in tokens]
+            written = written.model_copy(update={"token_ids": token_ids})
+        chunk = self._chunk_of([written])
+        return chunk if choice is None else chunk.model_copy(update=self._extras(choice))
+
     def _extras(self, choice: ChoicePiece) -> dict[str, object]:
         extras: dict[str, object] = {}
         piece = choice.piece
@@ -113,24 +175,6 @@ class ChatReply:
         if self._body.prompt_logprobs is not None and piece.prompt_logprobs and not choice.index:
             extras["prompt_logprobs"] = prompt_logprobs(self._tokenizer, piece.prompt_logprobs)
         return extras
-
-    def _chunk(
-        self,
-        index: int,
-        delta: MessageDelta,
-        *,
-        tokens: Sequence[AnswerToken] = (),
-        finish_reason: str | None = None,
-    ) -> ChatChunk:
-        choice = ChatChunkChoice(
-            index=index,
-            delta=delta,
-            logprobs=self._logprobs(tokens) if tokens else None,
-            finish_reason=finish_reason,
-        )
-        if self._body.return_token_ids and tokens:
-            choice = choice.model_copy(update={"token_ids": [token.token_id for token in tokens]})
-        return self._chunk_of([choice])
 
     def _chunk_of(self, choices: list[ChatChunkChoice]) -> ChatChunk:
         return ChatChunk(
@@ -164,3 +208,39 @@ class ChatReply:
 
     def _prompt_ids(self) -> list[int]:
         return list(self._translated.prompts[0].token_ids)
+
+
+def _deltas(parts: Sequence[str | CallPart]) -> list[MessageDelta]:
+    return [
+        MessageDelta(content=part)
+        if isinstance(part, str)
+        else MessageDelta(
+            tool_calls=[
+                ToolCallDelta(
+                    index=part.index,
+                    id=part.id,
+                    type="function",
+                    function=CalledFunctionText(name=part.name, arguments=part.arguments),
+                )
+            ]
+        )
+        for part in parts
+    ]
+
+
+def _message(parts: Sequence[str | CallPart]) -> AnsweredMessage:
+    content = "".join(part for part in parts if isinstance(part, str))
+    calls = [
+        AnsweredToolCall(
+            id=part.id,
+            type="function",
+            function=CalledFunctionText(name=part.name, arguments=part.arguments),
+        )
+        for part in parts
+        if isinstance(part, CallPart)
+    ]
+    if not calls:
+        return AnsweredMessage(role="assistant", content=content, refusal=None)
+    return AnsweredMessage(
+        role="assistant", content=content or None, refusal=None, tool_calls=calls
+    )

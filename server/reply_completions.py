@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from sampler import FinishReason, TokenLogprob
 from server.answer import Answer, AnswerToken
 from server.answers import ChoicePiece
+from server.error_responses import ErrorAnswer
 from server.reply import (
+    ChunkWriter,
     ReplyFacts,
+    chunk_json,
     decoding_frame,
     finite,
     prompt_logprobs,
     token_text,
     trace_bodies,
 )
-from server.schema.common import Usage
 from server.schema.completions import (
     Completion,
     CompletionBody,
@@ -21,6 +23,7 @@ from server.schema.completions import (
     CompletionLogprobs,
 )
 from server.translate import PromptTokens, Translated
+from server.usage import UsageCount
 from weights.tokenizer import Tokenizer
 
 
@@ -32,27 +35,32 @@ class CompletionReply:
         body: CompletionBody,
         translated: Translated,
         facts: ReplyFacts,
+        count: UsageCount,
         *,
         tokenizer: Tokenizer,
     ) -> None:
         self._body = body
         self._translated = translated
         self._facts = facts
+        self._count = count
+        self._writer = ChunkWriter(body.stream_options, count)
         self._tokenizer = tokenizer
         self._wants_trace = body.decoding is not None and body.decoding.trace
         self._begun: set[int] = set()
         self._echoes = [self._echo_text(prompt) for prompt in translated.prompts]
 
-    def first_chunks(self) -> list[Completion]:
+    def begin(self) -> bytes:
         """The prompts, when they are to be echoed and no log-probabilities are waited for."""
         if not self._body.echo or self._body.logprobs is not None:
-            return []
-        return [
-            self._chunk(index, self._echoes[index // self._translated.n])
-            for index in range(len(self._translated.requests))
-        ]
+            return b""
+        return self._writer.write(
+            [
+                self._chunk(index, self._echoes[index // self._translated.n])
+                for index in range(len(self._translated.requests))
+            ]
+        )
 
-    def chunks(self, choice: ChoicePiece) -> list[Completion]:
+    def piece(self, choice: ChoicePiece) -> bytes:
         """Text, with the reason for the end in its own chunk."""
         piece, index = choice.piece, choice.index
         chunks = []
@@ -68,13 +76,19 @@ class CompletionReply:
                     update={"stop_reason": piece.stop_reason}
                 )
             chunks.append(last)
-        return chunks
+        return self._writer.write(chunks)
 
-    def usage_chunk(self, usage: Usage) -> Completion:
-        """The chunk that only tells the usage."""
-        return self._completion([]).model_copy(update={"usage": usage})
+    def end(self) -> bytes:
+        """The usage, when it is wanted, and the end mark."""
+        return self._writer.end(
+            lambda usage: self._completion([]).model_copy(update={"usage": usage})
+        )
 
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> Completion:
+    def failure(self, answer: ErrorAnswer) -> bytes:
+        """The error and the end mark."""
+        return self._writer.failure(answer)
+
+    def whole(self, answers: Sequence[Answer]) -> str:
         """The whole answer: of each prompt's candidates the best n."""
         choices = []
         per_prompt, n = self._translated.per_prompt, self._translated.n
@@ -82,7 +96,8 @@ class CompletionReply:
             candidates = answers[number * per_prompt : (number + 1) * per_prompt]
             for place, answer in enumerate(best(candidates, n)):
                 choices.append(self._choice(number * n + place, prompt, answer))
-        return self._completion(choices).model_copy(update={"usage": usage})
+        completion = self._completion(choices)
+        return chunk_json(completion.model_copy(update={"usage": self._count.usage()}))
 
     def _choice(self, index: int, prompt: PromptTokens, answer: Answer) -> CompletionChoice:
         text, tokens = answer.text, answer.tokens

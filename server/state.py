@@ -11,8 +11,8 @@ from sampler import EngineStopped, Overloaded
 from server.engine import Engine
 from server.error_responses import ApiError, ErrorAnswer, unavailable
 from server.metrics import ServerMetrics
+from server.model_tools import ModelTools
 from server.settings import Settings
-from server.translate import ModelTools
 from weights.chat_template import ChatTemplate
 from weights.tokenizer import Tokenizer
 

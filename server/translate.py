@@ -9,22 +9,18 @@ from dataclasses import dataclass, replace
 
 from sampler import DecodingMode, DecodingParams, ModelInfo, Request, SamplingParams
 from server.answer import TextRules
+from server.chat_prompt import call_rules_of, render_chat
 from server.error_responses import ApiError, invalid, unsupported
-from server.grammar import grammar_of
+from server.grammar import check_grammar, grammar_of
 from server.limits import MAX_CHOICES, MAX_SEED
-from server.schema.chat import ChatBody, Message, TextPart
+from server.model_tools import ModelTools
+from server.schema.chat import ChatBody
 from server.schema.common import DecodingBody, SamplingBody
 from server.schema.completions import CompletionBody
-from weights.chat_template import ChatTemplate
-from weights.config_fields import Json
-from weights.errors import TemplateError
-from weights.tokenizer import Tokenizer
+from server.tool_parts import CallRules
+from server.tools import ToolStyle, forced_grammar
 
 DEFAULT_COMPLETION_TOKENS = 16
-# Names that templates in use know; others could stand for the template's own variables.
-TEMPLATE_OPTIONS = frozenset(
-    {"enable_thinking", "thinking", "thinking_budget", "reasoning_effort", "date_string"}
-)
 # Knobs of steps that draft; a model that only goes left to right cannot honour them.
 _DRAFTING_FIELDS = (
     "width",
@@ -43,15 +39,6 @@ _DRAFTING_FIELDS = (
 
 
 @dataclass(frozen=True, slots=True)
-class ModelTools:
-    """What translating needs of the served model."""
-
-    info: ModelInfo
-    tokenizer: Tokenizer
-    chat_template: ChatTemplate | None
-
-
-@dataclass(frozen=True, slots=True)
 class PromptTokens:
     """A prompt as token ids, and as text where the client sent text."""
 
@@ -67,6 +54,7 @@ class Translated:
     per_prompt: candidates of each prompt
     n:         how many of them are answered
     is_scoring: only the prompt is wanted; the engine's one token is dropped
+    call_rules: how to read tool calls, or None when there are no tools
     """
 
     id: str
@@ -76,6 +64,7 @@ class Translated:
     n: int
     per_prompt: int
     is_scoring: bool = False
+    call_rules: CallRules | None = None
 
 
 def translate_chat(body: ChatBody, tools: ModelTools, *, id: str, now_s: float) -> Translated:
@@ -83,7 +72,8 @@ def translate_chat(body: ChatBody, tools: ModelTools, *, id: str, now_s: float) 
     _check_stream_options(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("top_logprobs needs logprobs to be true", param="top_logprobs")
-    prompt = _chat_prompt(body, tools)
+    call_rules = call_rules_of(body, tools)
+    prompt = _chat_prompt(body, tools, call_rules)
     asked = body.max_completion_tokens or body.max_tokens
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     max_tokens = _fit(
@@ -91,6 +81,8 @@ def translate_chat(body: ChatBody, tools: ModelTools, *, id: str, now_s: float) 
     )
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = sampling_params(body, tools.info, max_tokens=max_tokens, logprobs=logprobs)
+    if call_rules is not None:
+        params = _with_forced_calls(params, body, tools.info, call_rules)
     n = body.n or 1
     return Translated(
         id=id,
@@ -98,9 +90,10 @@ def translate_chat(body: ChatBody, tools: ModelTools, *, id: str, now_s: float) 
         requests=_requests(
             id, (prompt,), (params,), per_prompt=n, suffix=(), priority=body.priority, now_s=now_s
         ),
-        rules=text_rules(body),
+        rules=_call_text_rules(text_rules(body), call_rules),
         n=n,
         per_prompt=n,
+        call_rules=call_rules,
     )
 
 
@@ -227,66 +220,24 @@ def decoding_params(body: DecodingBody | None, info: ModelInfo) -> DecodingParam
     return DecodingParams(mode=DecodingMode(body.mode), trace=body.trace, **values)
 
 
-def render_chat(
-    messages: Sequence[Message],
-    tools: ModelTools,
-    *,
-    add_generation_prompt: bool,
-    continue_final_message: bool = False,
-    options: Mapping[str, Json] | None = None,
-) -> str:
-    """The prompt text of a conversation; raises ApiError when the template refuses it."""
-    if tools.chat_template is None:
-        raise unsupported("messages", "the model has no chat template; use /v1/completions")
-    for name in options or {}:
-        if name not in TEMPLATE_OPTIONS:
-            raise unsupported(
-                f"chat_template_kwargs.{name}",
-                f"templates are given {', '.join(sorted(TEMPLATE_OPTIONS))} only",
-            )
-    values = [message_value(message) for message in messages]
-    if continue_final_message and add_generation_prompt:
-        raise invalid(
-            "continue_final_message needs add_generation_prompt to be false",
-            param="continue_final_message",
-        )
-    try:
-        text = tools.chat_template.render(
-            values, add_generation_prompt=add_generation_prompt, tools=None, **dict(options or {})
-        )
-    except TemplateError as error:
-        raise invalid(f"the chat template refuses this: {error}", param="messages") from error
-    return _until_final_content(text, values[-1]) if continue_final_message else text
+def _with_forced_calls(
+    params: SamplingParams, body: ChatBody, info: ModelInfo, rules: CallRules
+) -> SamplingParams:
+    grammar = forced_grammar(body.tools or (), rules.choice, is_single=rules.is_single)
+    if grammar is None:
+        return params
+    check_grammar(grammar, info, param="tool_choice")
+    return replace(params, grammar=grammar)
 
 
-def message_value(message: Message) -> dict[str, Json]:
-    """A message as templates read it: the content as text, no empty fields."""
-    content = message.content
-    if isinstance(content, list):
-        content = "\n".join(part.text for part in content if isinstance(part, TextPart))
-    value: dict[str, Json] = {
-        # Templates know one word for whoever sets the rules.
-        "role": "system" if message.role == "developer" else message.role,
-        "content": "" if content is None else content,
-    }
-    for name in ("name", "tool_call_id", "reasoning_content"):
-        if message.__dict__[name] is not None:
-            value[name] = message.__dict__[name]
-    return value
+def _call_text_rules(rules: TextRules, call_rules: CallRules | None) -> TextRules:
+    """Some styles mark their calls by special tokens, which then must be shown to the reader."""
+    if call_rules is None or call_rules.style not in (ToolStyle.LISTED, ToolStyle.BARE):
+        return rules
+    return replace(rules, skip_special_tokens=False)
 
 
-def _until_final_content(text: str, message: Mapping[str, Json]) -> str:
-    content = str(message["content"]).strip()
-    start = text.rfind(content)
-    if not content or start < 0:
-        raise invalid(
-            "the chat template does not show the last message's content",
-            param="continue_final_message",
-        )
-    return text[: start + len(content)]
-
-
-def _chat_prompt(body: ChatBody, tools: ModelTools) -> PromptTokens:
+def _chat_prompt(body: ChatBody, tools: ModelTools, call_rules: CallRules | None) -> PromptTokens:
     continues = bool(body.continue_final_message)
     add_generation_prompt = body.add_generation_prompt
     if add_generation_prompt is None:
@@ -297,6 +248,7 @@ def _chat_prompt(body: ChatBody, tools: ModelTools) -> PromptTokens:
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continues,
         options=body.chat_template_kwargs,
+        functions=(body.tools or ()) if call_rules is not None else (),
     )
     token_ids = tools.tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
     return _cut(token_ids, body.truncate_prompt_tokens, param="messages")

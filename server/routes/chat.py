@@ -5,14 +5,16 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from server.model_tools import ModelTools
 from server.openapi import describe
 from server.read_body import ReadBody, body_reader
 from server.reply import ReplyFacts
 from server.reply_chat import ChatReply
-from server.routes.generate import generate
+from server.routes.generate import Asked, generate
 from server.schema.chat import ChatBody, ChatCompletion
 from server.state import ServerState, server_state
-from server.translate import ModelTools, Translated, translate_chat
+from server.translate import Translated, translate_chat
+from server.usage import UsageCount
 
 router = APIRouter()
 
@@ -25,12 +27,12 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a conversation."""
 
-    def translate(body: ChatBody, tools: ModelTools, id: str, now_s: float) -> Translated:
-        return translate_chat(body, tools, id=id, now_s=now_s)
+    def translate(tools: ModelTools, id: str, now_s: float) -> Translated:
+        return translate_chat(read.value, tools, id=id, now_s=now_s)
 
-    def make_reply(body: ChatBody, translated: Translated, facts: ReplyFacts) -> ChatReply:
-        return ChatReply(body, translated, facts, tokenizer=state.tokenizer)
+    def make_reply(translated: Translated, facts: ReplyFacts, count: UsageCount) -> ChatReply:
+        return ChatReply(read.value, translated, facts, count, tokenizer=state.tokenizer)
 
     return await generate(
-        http, state, read, id_prefix="chatcmpl", translate=translate, make_reply=make_reply
+        http, state, Asked.of(read, "chatcmpl"), translate=translate, make_reply=make_reply
     )

@@ -5,14 +5,16 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from server.model_tools import ModelTools
 from server.openapi import describe
 from server.read_body import ReadBody, body_reader
 from server.reply import ReplyFacts
 from server.reply_completions import CompletionReply
-from server.routes.generate import generate
+from server.routes.generate import Asked, generate
 from server.schema.completions import Completion, CompletionBody
 from server.state import ServerState, server_state
-from server.translate import ModelTools, Translated, translate_completion
+from server.translate import Translated, translate_completion
+from server.usage import UsageCount
 
 router = APIRouter()
 
@@ -25,14 +27,12 @@ async def create_completion(
 ) -> Response:
     """Complete texts."""
 
-    def translate(body: CompletionBody, tools: ModelTools, id: str, now_s: float) -> Translated:
-        return translate_completion(body, tools, id=id, now_s=now_s)
+    def translate(tools: ModelTools, id: str, now_s: float) -> Translated:
+        return translate_completion(read.value, tools, id=id, now_s=now_s)
 
-    def make_reply(
-        body: CompletionBody, translated: Translated, facts: ReplyFacts
-    ) -> CompletionReply:
-        return CompletionReply(body, translated, facts, tokenizer=state.tokenizer)
+    def make_reply(translated: Translated, facts: ReplyFacts, count: UsageCount) -> CompletionReply:
+        return CompletionReply(read.value, translated, facts, count, tokenizer=state.tokenizer)
 
     return await generate(
-        http, state, read, id_prefix="cmpl", translate=translate, make_reply=make_reply
+        http, state, Asked.of(read, "cmpl"), translate=translate, make_reply=make_reply
     )

@@ -4,7 +4,8 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Self
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
@@ -14,37 +15,49 @@ from sampler import EngineStopped, Overloaded
 from server.answers import Answers
 from server.error_responses import ApiError
 from server.event_stream import EventStream, unless_disconnected
+from server.model_tools import ModelTools
 from server.read_body import ReadBody
-from server.reply import Reply, ReplyFacts, StreamRules, chunk_json, write_events
+from server.reply import Reply, ReplyFacts, write_events
 from server.schema.common import SamplingBody
 from server.state import ServerState
-from server.translate import ModelTools, Translated
+from server.translate import Translated
 from server.usage import UsageCount
 
 log = logging.getLogger(__name__)
 
-BodyT = TypeVar("BodyT", bound=SamplingBody)
-
 IGNORED_HEADER = "x-estuary-ignored-params"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What every kind of body says: the model's name, whether to stream, what was ignored."""
+
+    id_prefix: str
+    model: str | None
+    is_stream: bool
+    ignored: tuple[str, ...]
+
+    @classmethod
+    def of(cls, read: ReadBody[SamplingBody], id_prefix: str) -> Self:
+        """Of a body of chat or text completions."""
+        body = read.value
+        return cls(id_prefix, body.model, bool(body.stream), read.ignored)
 
 
 async def generate(
     http: Request,
     state: ServerState,
-    read: ReadBody[BodyT],
+    asked: Asked,
     *,
-    id_prefix: str,
-    translate: Callable[[BodyT, ModelTools, str, float], Translated],
-    make_reply: Callable[[BodyT, Translated, ReplyFacts], Reply],
+    translate: Callable[[ModelTools, str, float], Translated],
+    make_reply: Callable[[Translated, ReplyFacts, UsageCount], Reply],
 ) -> Response:
     """The response to a body; errors before the first byte are raised."""
-    body = read.value
-    model = state.check_model(body.model)
+    model = state.check_model(asked.model)
     _check_admission(state)
-    now_s = time.monotonic()
-    public_id = f"{id_prefix}-{uuid.uuid4().hex}"
-    translated = await run_in_threadpool(translate, body, state.tools, public_id, now_s)
-    state.metrics.count_ignored(read.ignored)
+    public_id = f"{asked.id_prefix}-{uuid.uuid4().hex}"
+    translated = await run_in_threadpool(translate, state.tools, public_id, time.monotonic())
+    state.metrics.count_ignored(asked.ignored)
     state.metrics.count_choices(translated.n)
     facts = ReplyFacts(
         id=public_id,
@@ -52,18 +65,17 @@ async def generate(
         model=model,
         system_fingerprint=state.system_fingerprint,
     )
-    reply = make_reply(body, translated, facts)
-    answers = _submit(state, translated)
     count = UsageCount(
         [len(prompt.token_ids) for prompt in translated.prompts],
         per_prompt=translated.per_prompt,
         is_scoring=translated.is_scoring,
     )
+    reply = make_reply(translated, facts, count)
+    answers = _submit(state, translated)
     exchange = _Exchange(http, state, answers, count, reply=reply, translated=translated)
-    headers = {IGNORED_HEADER: ", ".join(map(_header_safe, read.ignored))} if read.ignored else {}
-    if body.stream:
-        return exchange.stream(body, headers)
-    return await exchange.whole(headers)
+    ignored = ", ".join(map(_header_safe, asked.ignored))
+    headers = {IGNORED_HEADER: ignored} if ignored else {}
+    return exchange.stream(headers) if asked.is_stream else await exchange.whole(headers)
 
 
 def _check_admission(state: ServerState) -> None:
@@ -128,25 +140,25 @@ class _Exchange:
             )
             for index, answer in enumerate(answers):
                 self._count.add_answer(index, num_tokens=answer.num_tokens, stats=answer.stats)
-            content = chunk_json(self._reply.whole(answers, self._count.usage()))
+            content = self._reply.whole(answers)
         finally:
             self._close()
         return Response(content, media_type="application/json", headers=headers)
 
-    def stream(self, body: SamplingBody, headers: dict[str, str]) -> EventStream:
-        options = body.stream_options
-        rules = StreamRules(
-            keep_alive_s=self._state.settings.sse_keep_alive_interval,
-            include_usage=options is not None and bool(options.include_usage),
-            usage_in_every_chunk=options is not None and bool(options.continuous_usage_stats),
-        )
+    def stream(self, headers: dict[str, str]) -> EventStream:
+        settings = self._state.settings
         events = write_events(
-            self._answers, self._reply, self._count, num_choices=self._num_choices, rules=rules
+            self._answers,
+            self._reply,
+            self._count,
+            num_choices=self._num_choices,
+            keep_alive_s=settings.sse_keep_alive_interval,
         )
         return EventStream(
             events,
+            failure=self._reply.failure,
             close=self._close,
-            write_timeout_s=self._state.settings.write_timeout,
+            write_timeout_s=settings.write_timeout,
             headers=headers,
         )
 

@@ -13,6 +13,7 @@ from server.schema.common import (
     TokenTraceBody,
     Usage,
 )
+from server.schema.tools import ToolChoice, Tools
 
 
 class TextPart(Body):
@@ -76,6 +77,13 @@ class ChatBody(SamplingBody):
         None, description="The answer goes on where the last message ends."
     )
     chat_template_kwargs: dict[TemplateName, JsonValue] | None = Field(None, max_length=16)
+    tools: Tools | None = Field(None, description="Functions the model may call.")
+    tool_choice: ToolChoice | None = Field(
+        None, description="auto by default; required and a name hold the answer to the schemas."
+    )
+    parallel_tool_calls: bool | None = Field(
+        None, description="False: only the first call of an answer counts. True by default."
+    )
 
 
 class AlternativeLogprob(BaseModel):
