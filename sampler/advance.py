@@ -68,7 +68,8 @@ class Advance:
         appended = self._append(drawn[appends], step)
         moved = [
             *self._open_drawn(drawn[appends], step),
-            *self._verify(drawn[verifies & (kinds != RowKind.DRAFT)], step),
+            *self._verify(drawn[verifies & (kinds != RowKind.CHECK)], step),
+            *self._check(drawn[kinds == RowKind.CHECK], step),
             *self._accept(drawn[kinds == RowKind.DRAFT], step),
         ]
         return self.deltas.write(appended, moved, now_s=now_s)
@@ -144,6 +145,32 @@ class Advance:
             moved.append(seat)
         return moved
 
+    def _check(self, rows: IntArray, step: _Step) -> list[int]:
+        """The same in any order: the mask at a proposal's position draws the target's token."""
+        table, scored, rule = self.table, step.scored, self.rule
+        moved = []
+        for seat in np.unique(scored.seats[rows]).tolist():
+            assert isinstance(rule, RankSpans), "only any-order families check by masks"
+            own = rows[scored.seats[rows] == seat]
+            positions, drawn = scored.positions[own], step.scores.token[own]
+            equal = drawn == table.tokens[seat, positions]
+            confirmed = own.size if equal.all() else int(np.argmin(equal))
+            count = min(confirmed + 1, own.size)
+            self._note(own[:count], step, TokenKind.VERIFIED, last=confirmed)
+            table.tokens[seat, positions[:count]] = drawn[:count]
+            table.kinds[seat, positions[:confirmed]] = _VERIFIED
+            table.kinds[seat, positions[confirmed:count]] = _AR
+            table.is_open[seat, positions[count:]] = True
+            table.settled[seat] = table.final[seat] + confirmed
+            table.stage[seat] = Stage.DRAFT
+            self.metrics.proposals += own.size
+            self.metrics.proposals_accepted += confirmed
+            self.metrics.tokens_verified += confirmed
+            self.metrics.tokens_ar += count - confirmed
+            self._rank_accepted(seat, count)
+            moved.append(seat)
+        return moved
+
     def _accept(self, rows: IntArray, step: _Step) -> list[int]:
         """Fill open positions with accepted drafts, and close canvases that are full."""
         table, scored = self.table, step.scored
@@ -216,8 +243,7 @@ class Advance:
         """Accepted drafts of an any-order family are final at once."""
         table, rule = self.table, self.rule
         assert isinstance(rule, RankSpans), "only any-order families count by rank"
-        table.final[seat] += num_accepted
-        rule.next_count(table, seat)
+        rule.accept_ranks(table, seat, num_accepted)
         if table.final[seat] == table.canvas_stop[seat]:
             self.metrics.canvases_closed += 1
             if not self._answer_is_full(seat):

@@ -92,6 +92,7 @@ class CanvasSpans:
             scores_settled=~drafts,
             causal_drafts=np.zeros(seats.size, dtype=np.bool_),
             draft_limit=draft_stop,
+            checks=np.zeros(seats.size, dtype=np.bool_),
         )
 
     def cut(self, table: SequenceTable, seat: int, *, settle_stop: int, rows: int) -> int:

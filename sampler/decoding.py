@@ -10,7 +10,7 @@ from enum import IntEnum
 from sampler.acceptance import RULES, Preference, Rule
 from sampler.errors import RequestError
 from sampler.request import DecodingMode, DecodingParams
-from weights.families import FamilyRule, Settle
+from weights.families import FamilyRule, Order, Settle
 
 DEFAULT_CONFIDENCE = 0.9
 DEFAULT_ENTROPY_BOUND = 0.15
@@ -232,6 +232,9 @@ def _alpha_0(params: DecodingParams, rule: FamilyRule) -> float:
     value = params.alpha_0
     if value is not None and not 0 <= value <= 1:
         raise _refusal("alpha_0", f"must be between 0 and 1, got {value}")
+    if value is None and params.rule not in (None, "rank_order") and rule.order is Order.ANY:
+        # Adaptive: masks are queried from left to right unless an order is asked for.
+        return 0.0
     return _or(value, rule.acceptance.alpha_0, 1.0)
 
 

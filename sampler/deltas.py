@@ -12,7 +12,7 @@ from sampler.runner import HostScores
 from sampler.scheduler import Scheduler
 from sampler.score_spec import Vocabulary
 from sampler.seat_record import SeatRecord
-from sampler.sequence_table import NEVER_EDIT, TOKEN_KINDS, IntArray
+from sampler.sequence_table import NEVER_EDIT, TOKEN_KINDS, IntArray, Stage
 from sampler.step_input import ScoredRows
 
 _T = TypeVar("_T")
@@ -140,9 +140,15 @@ class DeltaWriter:
             # Positions of later windows have no rank yet.
             num_suffix = int(table.room[seat]) - limit
             stop = min(stop, int(table.canvas_stop[seat]) - num_suffix)
-        if table.edit_confidence[seat] < NEVER_EDIT or table.mode[seat] == Mode.SPECULATIVE:
+        elif table.edit_confidence[seat] < NEVER_EDIT or table.mode[seat] == Mode.SPECULATIVE:
             stop = min(stop, int(table.final[seat]))
         is_open = table.is_open[seat, start:stop]
+        if table.order is not None and table.stage[seat] == Stage.VERIFY:
+            # Proposals have tokens, but not for good.
+            ranks = slice(int(table.final[seat]), int(table.canvas_stop[seat]))
+            proposed = table.order[seat, ranks]
+            is_open = is_open.copy()
+            is_open[proposed[(proposed >= start) & (proposed < stop)] - start] = True
         return start + int(is_open.argmax()) if is_open.any() else stop
 
     def _first_stop(self, seat: int, start: int, stop: int) -> int | None:

@@ -9,7 +9,7 @@ import torch
 
 from kernels import KVCache, allocate_kv_cache, page_bytes
 from sampler.advance import Advance
-from sampler.decoding import resolve_decoding
+from sampler.decoding import Mode, resolve_decoding
 from sampler.engine_config import EngineConfig
 from sampler.engine_metrics import EngineMetrics
 from sampler.errors import PromptTooLong, RequestError
@@ -23,6 +23,7 @@ from sampler.score_spec import Vocabulary, build_score_spec
 from sampler.sequence_table import SequenceTable
 from sampler.span_rules import span_rule_for
 from sampler.step_input import StepInput, build_step_input
+from sampler.whole_spans import WholeSpans
 from weights.families import FamilyRule
 from weights.network import Network
 
@@ -152,11 +153,29 @@ class Engine:
             )
         if request.suffix and not self.family.can_infill:
             raise RequestError("this model cannot fill in text before a suffix", field="suffix")
-        resolve_decoding(params.decoding, self.family, max_tokens=params.max_tokens)
+        self._check_decoding(request)
         ids = np.asarray(request.prompt + request.suffix, dtype=np.int64)
         if ids.min() < 0 or ids.max() >= self.vocabulary.size:
             raise RequestError(
                 f"token ids must be between 0 and {self.vocabulary.size - 1}", field="prompt"
+            )
+
+    def _check_decoding(self, request: Request) -> None:
+        params = request.params
+        decoding = resolve_decoding(params.decoding, self.family, max_tokens=params.max_tokens)
+        if isinstance(self.rule, WholeSpans):
+            # A refresh runs the whole text in one step.
+            limit, extra = self.config.max_rows, 0
+        elif isinstance(self.rule, RankSpans) and decoding.mode is Mode.SPECULATIVE:
+            # The masks that check proposals lie behind all of them.
+            limit, extra = self.scheduler.pool.num_pages * self.table.page_size, decoding.width
+        else:
+            return
+        if len(request.prompt) + len(request.suffix) + params.max_tokens + extra > limit:
+            raise PromptTooLong(
+                prompt_tokens=len(request.prompt) + len(request.suffix),
+                max_tokens=params.max_tokens,
+                limit_tokens=limit - extra,
             )
 
     def _build(self, plan: Plan) -> StepInput:

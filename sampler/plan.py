@@ -20,6 +20,8 @@ class Plan:
     scores_settled: the last settling row is scored (it speaks of the next position)
     causal_drafts:  a draft sees the entries up to its own; otherwise those before `draft_limit`
     draft_limit:    entries that a draft sees at most
+    checks:         the drafts are masks that verify the proposals, one each at its position: such
+                    a row sees what is before the proposal, and itself
     """
 
     seats: IntArray
@@ -31,6 +33,7 @@ class Plan:
     scores_settled: NDArray[np.bool_]
     causal_drafts: NDArray[np.bool_]
     draft_limit: IntArray
+    checks: NDArray[np.bool_]
 
     @property
     def num_spans(self) -> int:
@@ -54,4 +57,5 @@ class Plan:
             scores_settled=self.scores_settled[mask],
             causal_drafts=self.causal_drafts[mask],
             draft_limit=self.draft_limit[mask],
+            checks=self.checks[mask],
         )

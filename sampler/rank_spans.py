@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels import PURPOSE_ORDER
+from sampler.acceptance import Rule
+from sampler.decoding import Mode
 from sampler.plan import Plan
 from sampler.request import Request
 from sampler.sequence_table import IntArray, SequenceTable, Stage
@@ -119,13 +121,25 @@ class RankSpans:
         # Ranks of the answer follow the suffix; its windows are consecutive positions.
         start = known - num_suffix
         stop = min(start + window, int(table.limit[seat]))
-        schedule = draw_schedule(
-            np.arange(start, stop),
-            alpha_0=float(table.alpha_0[seat]),
+        self.begin_canvas(table, seat, self._schedule(table, seat, np.arange(start, stop)))
+
+    def _schedule(self, table: SequenceTable, seat: int, positions: IntArray) -> RankSchedule:
+        """The order of a window: the published draw, or left to right where nothing else is asked.
+
+        Autoregressive decoding is the order from left to right, one by one. An adaptive sequence
+        queries masks from left to right unless it names alpha_0.
+        """
+        alpha_0 = float(table.alpha_0[seat])
+        if table.mode[seat] == Mode.AR:
+            alpha_0 = 0.0
+        return draw_schedule(
+            positions,
+            alpha_0=alpha_0,
             num_steps=int(table.steps_planned[seat]),
-            generator=np.random.default_rng([abs(int(table.seeds[seat])), PURPOSE_ORDER, start]),
+            generator=np.random.default_rng(
+                [abs(int(table.seeds[seat])), PURPOSE_ORDER, int(positions[0])]
+            ),
         )
-        self.begin_canvas(table, seat, schedule)
 
     def begin_canvas(self, table: SequenceTable, seat: int, schedule: RankSchedule) -> None:
         """Open the positions of a schedule."""
@@ -136,31 +150,50 @@ class RankSpans:
         table.canvas_stop[seat] = start + schedule.positions.size
         table.stage[seat] = Stage.DRAFT
         table.canvas_steps[seat] = 0
-        counts: list[int] = schedule.counts.tolist()
-        table.num_drafts[seat] = counts[0]
-        self._counts[seat] = counts[1:]
+        self._counts[seat] = schedule.counts.tolist()
+        self.next_count(table, seat)
 
     def next_count(self, table: SequenceTable, seat: int) -> None:
-        """Take the next number of masks from the seat's schedule."""
-        counts = self._counts[seat]
-        table.num_drafts[seat] = counts.pop(0) if counts else 0
+        """How many masks the next step drafts: the schedule's count, or the sequence's width."""
+        left = int(table.canvas_stop[seat] - table.final[seat])
+        follows = table.mode[seat] != Mode.SPECULATIVE and table.rule[seat] == Rule.EVERYTHING
+        wanted = self._counts[seat].pop(0) if follows and left else int(table.width[seat])
+        # A checked proposal needs two entries; both must lie inside what the sequence may use.
+        table.num_drafts[seat] = min(wanted, left)
+
+    def accept_ranks(self, table: SequenceTable, seat: int, count: int) -> None:
+        """Put the accepted ones of the drafted ranks first; they are final."""
+        assert table.order is not None, "an any-order family keeps an order"
+        start = int(table.final[seat])
+        drafted = table.order[seat, start : start + int(table.num_drafts[seat])].copy()
+        is_open = table.is_open[seat, drafted]
+        table.order[seat, start : start + drafted.size] = np.concatenate(
+            (drafted[~is_open], drafted[is_open])
+        )
+        assert int((~is_open).sum()) == count, "what is accepted has a token"
+        table.final[seat] += count
+        self.next_count(table, seat)
 
     def open_seeded(self, table: SequenceTable, seat: int) -> None:
         """Never called: no settled row draws a token."""
 
     def spans(self, table: SequenceTable, seats: IntArray) -> Plan:
-        """The tokens of the last step settle, the next masks are drafted."""
+        """The tokens of the last step settle, the next masks are drafted or proposals checked."""
         final = table.final[seats]
+        verifies = table.stage[seats] == Stage.VERIFY
+        count = table.num_drafts[seats]
+        propose_stop = final + np.where(verifies, count, 0)
         return Plan(
             seats=seats,
             first=table.settled[seats],
             settle_stop=final,
-            propose_stop=final,
-            draft_stop=np.minimum(final + table.num_drafts[seats], table.canvas_stop[seats]),
+            propose_stop=propose_stop,
+            draft_stop=propose_stop + count,
             is_cut=np.zeros(seats.size, dtype=np.bool_),
             scores_settled=np.zeros(seats.size, dtype=np.bool_),
             causal_drafts=np.ones(seats.size, dtype=np.bool_),
             draft_limit=table.canvas_stop[seats],
+            checks=verifies,
         )
 
     def cut(self, table: SequenceTable, seat: int, *, settle_stop: int, rows: int) -> int:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from kernels import PURPOSE_DRAFT, PURPOSE_TARGET, AllowedTokens, ScoreSpec, SparseAdjust
+from sampler.acceptance import Rule
 from sampler.decoding import Mode
 from sampler.request import SamplingParams, has_penalties
 from sampler.seat_record import SeatRecord
@@ -45,8 +46,10 @@ def build_score_spec(
     special = np.flatnonzero(table.is_special[seats])
     chosen = _special_records(special, seats, records)
     # Drafts that will be verified are drawn with the noise of the verifying draw, which makes
-    # the two agree as often as their distributions do.
-    is_draft = (scored.kinds == RowKind.DRAFT) & (table.mode[seats] != Mode.SPECULATIVE)
+    # the two agree as often as their distributions do. A position that is drafted once, in an
+    # order fixed beforehand, needs no other noise than the target's either.
+    is_draft = scored.kinds == RowKind.DRAFT
+    is_draft &= (table.mode[seats] != Mode.SPECULATIVE) & (table.rule[seats] != Rule.EVERYTHING)
     columns = np.minimum(positions, table.attempts.shape[1] - 1)
     attempts = np.where(is_draft, table.attempts[seats, columns], 0)
     purposes = np.where(is_draft, PURPOSE_DRAFT, PURPOSE_TARGET)
@@ -144,10 +147,12 @@ def _packed(
 
 def _proposed_before(row: int, scored: ScoredRows, table: SequenceTable) -> list[int]:
     """Proposals between what is final and the position that a verifying row speaks of."""
-    if scored.kinds[row] != RowKind.PROPOSE:
+    if scored.kinds[row] not in (RowKind.PROPOSE, RowKind.CHECK):
         return []
     seat = scored.seats[row]
-    proposed: list[int] = table.tokens[seat, table.final[seat] : scored.positions[row]].tolist()
+    ranks = np.arange(table.final[seat], scored.ranks[row])
+    positions = ranks if table.order is None else table.order[seat, ranks]
+    proposed: list[int] = table.tokens[seat, positions].tolist()
     return proposed
 
 

@@ -93,12 +93,27 @@ class SequenceTable:
         self.num_seats = num_seats
         self.max_context = max_context
         self.page_size = page_size
-        columns = min(max_context, _FIRST_COLUMNS)
+        self._allocate_texts(any_order)
+        self._allocate_progress()
+        self._allocate_sampling()
+        self._allocate_decoding()
+
+    def _allocate_texts(self, any_order: bool) -> None:
+        """Arrays by position, widened as longer requests come."""
+        num_seats = self.num_seats
+        columns = min(self.max_context, _FIRST_COLUMNS)
         self.tokens = np.zeros((num_seats, columns), dtype=np.int32)
         self.is_open = np.zeros((num_seats, columns), dtype=np.bool_)
         self.attempts = np.zeros((num_seats, columns), dtype=np.int32)
         self.order = np.zeros((num_seats, columns), dtype=np.int32) if any_order else None
-        self.pages = np.zeros((num_seats, -(-columns // page_size)), dtype=np.int32)
+        self.pages = np.zeros((num_seats, -(-columns // self.page_size)), dtype=np.int32)
+        self.kinds = np.zeros((num_seats, columns), dtype=np.int8)
+        self.is_fixed = np.zeros((num_seats, columns), dtype=np.bool_)
+        self.confidence = np.zeros((num_seats, columns), dtype=np.float32)
+
+    def _allocate_progress(self) -> None:
+        """How far each sequence is."""
+        num_seats = self.num_seats
         self.num_pages = _zeros(num_seats)
         self.state = np.full(num_seats, SeatState.EMPTY, dtype=np.int8)
         self.prompt_length = _zeros(num_seats)
@@ -110,11 +125,7 @@ class SequenceTable:
         self.emitted = _zeros(num_seats)
         self.steps = _zeros(num_seats)
         self.kind_counts = np.zeros((num_seats, len(TOKEN_KINDS)), dtype=np.int64)
-        self.kinds = np.zeros((num_seats, columns), dtype=np.int8)
-        self.is_fixed = np.zeros((num_seats, columns), dtype=np.bool_)
-        self.confidence = np.zeros((num_seats, columns), dtype=np.float32)
         self.stage = np.zeros(num_seats, dtype=np.int8)
-        self.mode = np.zeros(num_seats, dtype=np.int8)
         self.room = _zeros(num_seats)
         self.canvas_steps = _zeros(num_seats)
         self.edit_steps = _zeros(num_seats)
@@ -125,6 +136,27 @@ class SequenceTable:
         self.num_drafts = _zeros(num_seats)
         self.draws_mask = np.zeros(num_seats, dtype=np.bool_)
         self.needs_refresh = np.zeros(num_seats, dtype=np.bool_)
+        self.priority = _zeros(num_seats)
+        self.arrival = _zeros(num_seats)
+
+    def _allocate_sampling(self) -> None:
+        """How tokens are drawn."""
+        num_seats = self.num_seats
+        self.seeds = _zeros(num_seats)
+        self.min_length = _zeros(num_seats)
+        self.temperature = np.zeros(num_seats, dtype=np.float32)
+        self.top_k = np.zeros(num_seats, dtype=np.int32)
+        self.top_p = np.ones(num_seats, dtype=np.float32)
+        self.min_p = np.zeros(num_seats, dtype=np.float32)
+        self.ignores_eos = np.zeros(num_seats, dtype=np.bool_)
+        self.has_stop_ids = np.zeros(num_seats, dtype=np.bool_)
+        # Seats whose scores or deltas need more than the vectorised path (`is_special`).
+        self.is_special = np.zeros(num_seats, dtype=np.bool_)
+
+    def _allocate_decoding(self) -> None:
+        """How drafts are made and accepted (`Decoding`)."""
+        num_seats = self.num_seats
+        self.mode = np.zeros(num_seats, dtype=np.int8)
         self.width = _zeros(num_seats)
         self.block_length = _zeros(num_seats)
         self.sub_block_length = _zeros(num_seats)
@@ -140,18 +172,6 @@ class SequenceTable:
         self.distance_weight = np.zeros(num_seats, dtype=np.float32)
         self.edit_confidence = np.zeros(num_seats, dtype=np.float32)
         self.alpha_0 = np.zeros(num_seats, dtype=np.float64)
-        self.priority = _zeros(num_seats)
-        self.arrival = _zeros(num_seats)
-        self.seeds = _zeros(num_seats)
-        self.min_length = _zeros(num_seats)
-        self.temperature = np.zeros(num_seats, dtype=np.float32)
-        self.top_k = np.zeros(num_seats, dtype=np.int32)
-        self.top_p = np.ones(num_seats, dtype=np.float32)
-        self.min_p = np.zeros(num_seats, dtype=np.float32)
-        self.ignores_eos = np.zeros(num_seats, dtype=np.bool_)
-        self.has_stop_ids = np.zeros(num_seats, dtype=np.bool_)
-        # Seats whose scores or deltas need more than the vectorised path (`is_special`).
-        self.is_special = np.zeros(num_seats, dtype=np.bool_)
 
     def seat(self, request: Request, decoding: Decoding, *, number: int, seed: int) -> int:
         """Put a request into an empty seat; `number` is its place in the order of arrival.

@@ -91,6 +91,7 @@ class CausalSpans:
             scores_settled=yes,
             causal_drafts=yes,
             draft_limit=final,
+            checks=np.zeros(seats.size, dtype=np.bool_),
         )
 
     def cut(self, table: SequenceTable, seat: int, *, settle_stop: int, rows: int) -> int:

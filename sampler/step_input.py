@@ -24,6 +24,7 @@ class RowKind(IntEnum):
     SETTLE = 0
     PROPOSE = 1
     DRAFT = 2
+    CHECK = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,17 @@ class StepInput:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """All rows of a plan, on the host; every array is [T]."""
+    """All rows of a plan, on the host; every array is [T].
+
+    behind: how far an entry lies behind that of its rank: the masks that check proposals lie
+            behind all of these
+    """
 
     span: IntArray
     seat: IntArray
     entry: IntArray
     kind: NDArray[np.int8]
+    behind: IntArray
 
 
 def build_step_input(
@@ -82,13 +88,15 @@ def build_step_input(
     wants_prompt:  [seats] bool, sequences whose prompt tokens are to be scored, or None
     """
     rows = _lay_out(plan)
-    position = rows.entry if table.order is None else table.order[rows.seat, rows.entry]
+    rank = rows.entry - rows.behind
+    position = rank if table.order is None else table.order[rows.seat, rank]
     position = position.astype(np.int64, copy=False)
-    is_open = table.is_open[rows.seat, position]
-    token_ids = np.where(is_open, mask_token_id, table.tokens[rows.seat, position])
+    masked = table.is_open[rows.seat, position] | (rows.kind == RowKind.CHECK)
+    token_ids = np.where(masked, mask_token_id, table.tokens[rows.seat, position])
     page_size = table.page_size
     limits = _limits(plan, rows, table, rule)
     num_entries = max(int(plan.draft_stop.max()), int(limits.max()))
+    window_starts, window_stops = _windows(rows, device)
     pages = table.pages[plan.seats, : -(-num_entries // page_size)]
     page = pages[rows.span, rows.entry // page_size].astype(np.int64)
     counts = plan.draft_stop - plan.first
@@ -101,7 +109,9 @@ def build_step_input(
         slots=torch.from_numpy(page * page_size + rows.entry % page_size).to(device),
         limits=torch.from_numpy(limits.astype(np.int32)).to(device),
         max_span=int(counts.max()),
-        max_limit=int(limits.max()),
+        max_limit=num_entries,
+        window_starts=window_starts,
+        window_stops=window_stops,
     )
     network = NetworkInput(
         token_ids=torch.from_numpy(token_ids.astype(np.int64)).to(device),
@@ -120,15 +130,32 @@ def _lay_out(plan: Plan) -> _Rows:
     entry = np.arange(span.size) + (plan.first - before)[span]
     kind = (entry >= plan.settle_stop[span]).astype(np.int8)
     kind += entry >= plan.propose_stop[span]
-    return _Rows(span=span, seat=plan.seats[span], entry=entry, kind=kind)
+    if plan.checks.any():
+        kind += (kind == RowKind.DRAFT) & plan.checks[span]
+    proposals = (plan.propose_stop - plan.settle_stop)[span]
+    behind = np.where(kind == RowKind.CHECK, proposals, 0)
+    return _Rows(span=span, seat=plan.seats[span], entry=entry, kind=kind, behind=behind)
 
 
 def _limits(plan: Plan, rows: _Rows, table: SequenceTable, rule: SpanRule) -> IntArray:
     """How many entries each row [T] sees; proposals are causal in every family."""
     limits = rule.settle_limits(table, rows.seat, rows.entry)
     limits = np.where(rows.kind == RowKind.PROPOSE, rows.entry + 1, limits)
+    limits = np.where(rows.kind == RowKind.CHECK, rows.entry - rows.behind, limits)
     of_drafts = np.where(plan.causal_drafts[rows.span], rows.entry + 1, plan.draft_limit[rows.span])
     return np.where(rows.kind == RowKind.DRAFT, of_drafts, limits)
+
+
+def _windows(rows: _Rows, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The extra interval [T] that rows see: a checking mask sees its own entry."""
+    is_check = rows.kind == RowKind.CHECK
+    if not is_check.any():
+        return None, None
+    start = np.where(is_check, rows.entry, 0).astype(np.int32)
+    return (
+        torch.from_numpy(start).to(device),
+        torch.from_numpy(start + is_check.astype(np.int32)).to(device),
+    )
 
 
 def _self_drafted(
@@ -150,14 +177,16 @@ def _choose_scored(
     *,
     wants_prompt: NDArray[np.bool_] | None,
 ) -> ScoredRows:
-    is_draft = rows.kind == RowKind.DRAFT
+    is_draft = rows.kind >= RowKind.DRAFT
     shift = np.where(is_draft, rule.drafts_speak_of_next, rule.settled_speak_of_next)
     spoken_of = position + shift
     last_settled = rows.entry == plan.settle_stop[rows.span] - 1
     draws = last_settled & (plan.scores_settled & ~plan.is_cut)[rows.span]
-    draws |= rows.kind == RowKind.PROPOSE
+    if rule.settled_speak_of_next:
+        draws |= rows.kind == RowKind.PROPOSE
+    draws |= rows.kind == RowKind.CHECK
     if is_draft.any():
-        draws |= is_draft & _wants_draft(rows, spoken_of, table)
+        draws |= (rows.kind == RowKind.DRAFT) & _wants_draft(rows, spoken_of, table)
     chosen = draws
     if wants_prompt is not None:
         in_prompt = spoken_of < table.prompt_length[rows.seat]
@@ -168,7 +197,7 @@ def _choose_scored(
         spans=rows.span[index],
         seats=rows.seat[index],
         positions=spoken_of[index],
-        ranks=(rows.entry + shift)[index],
+        ranks=(rows.entry - rows.behind + shift)[index],
         kinds=rows.kind[index],
         is_given=~draws[index],
     )

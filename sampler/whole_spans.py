@@ -69,6 +69,7 @@ class WholeSpans:
             scores_settled=np.zeros(seats.size, dtype=np.bool_),
             causal_drafts=np.zeros(seats.size, dtype=np.bool_),
             draft_limit=stop,
+            checks=np.zeros(seats.size, dtype=np.bool_),
         )
 
     def cut(self, table: SequenceTable, seat: int, *, settle_stop: int, rows: int) -> int:  # noqa: ARG002

@@ -55,6 +55,7 @@ TWO_MODE = replace(
 )
 RANKED = replace(
     BLOCK,
+    modes=("ar", "diffusion", "speculative"),
     settle=Settle.CAUSAL,
     order=Order.ANY,
     draft_limit=DraftLimit.OWN_ENTRY,
@@ -82,7 +83,11 @@ RULES = {
     "two_mode_ar": (TWO_MODE, {"mode": "ar"}),
     "two_mode_diffusion": (TWO_MODE, {"mode": "diffusion"}),
     "two_mode_speculative": (TWO_MODE, {"mode": "speculative"}),
-    "ranked": (RANKED, None),
+    "ranked": (RANKED, {"mode": "diffusion"}),
+    "ranked_ar": (RANKED, {"mode": "ar"}),
+    "ranked_adaptive": (RANKED, {"mode": "diffusion", "confidence": 0.6, "rule": "threshold"}),
+    "ranked_windows": (RANKED, {"mode": "diffusion", "block_length": 5}),
+    "ranked_speculative": (RANKED, {"mode": "speculative", "width": 3}),
     "whole": (WHOLE, None),
     "whole_prefix_cache": (WHOLE, {"cache": "prefix"}),
     "whole_dual_cache": (WHOLE, {"cache": "dual"}),
@@ -174,6 +179,35 @@ def test_speculative_decoding_gives_exactly_the_autoregressive_tokens(width, tem
     assert {n: plain[n][0] for n in PROMPTS} == {n: verified[n][0] for n in PROMPTS}
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("width", [1, 2, 5, 16])
+def test_any_order_speculation_gives_what_decoding_in_that_order_one_by_one_gives(
+    width, temperature
+):
+    params = {"temperature": temperature}
+    # So many steps that the schedule never decodes two positions at once.
+    one_by_one = {"mode": "diffusion", "alpha_0": 0.0}
+    plain = run_all(hash_engine(RANKED), *requests_for(one_by_one, **params))
+    decoding = {"mode": "speculative", "alpha_0": 0.0, "width": width}
+    verified = run_all(hash_engine(RANKED), *requests_for(decoding, **params))
+    assert {n: plain[n][0] for n in PROMPTS} == {n: verified[n][0] for n in PROMPTS}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_any_order_speculation_does_not_depend_on_its_width(temperature):
+    answers = [
+        run_all(
+            hash_engine(RANKED),
+            *requests_for(
+                {"mode": "speculative", "alpha_0": 0.7, "width": width}, temperature=temperature
+            ),
+        )
+        for width in (1, 4, 9)
+    ]
+    tokens = [{n: one[n][0] for n in PROMPTS} for one in answers]
+    assert tokens[0] == tokens[1] == tokens[2]
+
+
 def test_penalties_see_the_proposals_before_a_position():
     params = {"frequency_penalty": 1.0, "repetition_penalty": 1.2, "min_tokens": 3}
     plain = run_all(hash_engine(TWO_MODE), *requests_for({"mode": "ar"}, **params))
@@ -243,7 +277,7 @@ def test_logprobs_belong_to_the_tokens_sent(name):
         assert [e.token_id for d in deltas for e in d.logprobs] == tokens
 
 
-@pytest.mark.parametrize("name", ["ranked", "whole"])
+@pytest.mark.parametrize("name", ["ranked", "ranked_speculative", "whole"])
 def test_infill_keeps_to_its_gap_and_sees_the_suffix(name):
     rule, decoding = RULES[name]
     engine = hash_engine(rule)
@@ -321,7 +355,7 @@ def test_first_hitting_needs_one_step_a_token_as_storing_rides_along():
 def test_the_steps_of_a_ranked_answer_follow_the_published_expectation():
     length, steps, alpha_0 = 64, 8, 0.5
     engine = hash_engine(RANKED, num_pages=640, context=80, max_sequences=32, max_rows=2048)
-    decoding = {"alpha_0": alpha_0, "steps": steps}
+    decoding = {"mode": "diffusion", "alpha_0": alpha_0, "steps": steps}
     many = [request(str(i), [1], max_tokens=length, decoding=decoding, seed=i) for i in range(32)]
     answers = run_all(engine, *many, check=False)
     expected = steps * (1 - (1 - alpha_0 / steps) ** length) + (1 - alpha_0) * length
