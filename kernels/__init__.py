@@ -33,7 +33,8 @@ from kernels.norms import add_rms_norm, layer_norm, rms_norm
 from kernels.paged_attention import paged_attention
 from kernels.paged_batch import PagedBatch
 from kernels.rotary import RotaryRows, RotaryTable, rotary_rows
-from kernels.score_rows import score_rows
+from kernels.score_partials import ScorePartials, finish_scores, join_partials
+from kernels.score_rows import score_partials, score_rows
 from kernels.score_spec import AllowedTokens, RowScores, ScoreSpec, SparseAdjust
 from kernels.store_kv import store_kv
 from kernels.swiglu import swiglu
@@ -52,6 +53,7 @@ __all__ = [
     "RotaryRows",
     "RotaryTable",
     "RowScores",
+    "ScorePartials",
     "ScoreSpec",
     "SparseAdjust",
     "accept_distance",
@@ -63,8 +65,10 @@ __all__ = [
     "add_rms_norm",
     "allocate_kv_cache",
     "edit_tokens",
+    "finish_scores",
     "grouped_experts",
     "gumbel_noise",
+    "join_partials",
     "layer_norm",
     "leading_run",
     "linear",
@@ -78,6 +82,7 @@ __all__ = [
     "rms_norm",
     "rotary_rows",
     "runs_triton",
+    "score_partials",
     "score_rows",
     "store_kv",
     "swiglu",

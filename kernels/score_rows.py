@@ -6,17 +6,32 @@ Shapes: R rows, V vocabulary entries, d entries of the residual stream, r rows o
 import torch
 from torch import Tensor
 
+from kernels.dispatch import runs_triton
 from kernels.linear import Int8Weight, linear
-from kernels.noise import gumbel_noise, log_exponential_from_keys, noise_keys
-from kernels.score_spec import AllowedTokens, RowScores, ScoreSpec, SparseAdjust, check_spec
+from kernels.noise import gumbel_noise
+from kernels.score_logits import score_logits
+from kernels.score_partials import (
+    BEST,
+    DRAWN,
+    DRAWN_LOGIT,
+    GIVEN_LOGIT,
+    NEVER,
+    NUM_NUMBERS,
+    NUM_TOKENS,
+    PEAK,
+    SCORE,
+    SECOND,
+    TOTAL,
+    WEIGHTED,
+    ScorePartials,
+    finish_scores,
+)
+from kernels.score_rows_kernel import launch_score_partials
+from kernels.score_spec import RowScores, ScoreSpec, check_spec
+from kernels.score_wide import with_wide_rows
 
 # A tile of logits is at most this large, whatever the number of rows.
 TILE_BYTES = 16 * 2**20
-# Rows drawn at a time, so that their noise stays in the cache, and candidates that filters look at.
-_DRAW_ROWS = 8
-_CANDIDATES = 512
-# Stands for minus infinity: its exponential is zero and its product with zero is not NaN.
-_NEVER = -1e30
 
 
 def score_rows(
@@ -32,7 +47,51 @@ def score_rows(
     """
     vocab = _vocab(head_weight)
     check_spec(spec, hidden.shape[0], vocab)
-    return _score_rows_cpu(hidden, head_weight, head_bias, spec)
+    if not runs_triton(hidden):
+        return _score_rows_cpu(hidden, head_weight, head_bias, spec)
+    if hidden.shape[0] == 0:
+        return _no_rows(spec, hidden.device)
+    return _score_rows_gpu(hidden, head_weight, head_bias, spec)
+
+
+def score_partials(
+    hidden: Tensor,
+    head_weight: Tensor | Int8Weight,
+    head_bias: Tensor | None,
+    spec: ScoreSpec,
+    *,
+    vocab_start: int,
+    full_vocab: int,
+) -> ScorePartials:
+    """What one rank's part of the head, tokens from vocab_start on, says of hidden [R, d].
+
+    The spec speaks of all full_vocab tokens, but for the embedding, which is this rank's part.
+    Partials of all ranks, joined by `join_partials`, give scores by `finish_scores`. Top lists,
+    top-k, top-p and min-p are not in partials.
+
+    Raises ValueError when the spec asks for them.
+    """
+    check_spec(spec, hidden.shape[0], full_vocab)
+    if spec.filters or spec.num_top:
+        raise ValueError("top lists, top-k, top-p and min-p need a head that is not split")
+    place = {"vocab_start": vocab_start, "full_vocab": full_vocab}
+    if runs_triton(hidden):
+        return launch_score_partials(hidden, head_weight, head_bias, spec, **place)
+    return score_partials_reference(hidden, head_weight, head_bias, spec, **place)
+
+
+def _score_rows_gpu(
+    hidden: Tensor, head_weight: Tensor | Int8Weight, head_bias: Tensor | None, spec: ScoreSpec
+) -> RowScores:
+    vocab = _vocab(head_weight)
+    partials = launch_score_partials(
+        hidden, head_weight, head_bias, spec, vocab_start=0, full_vocab=vocab
+    )
+    scores = finish_scores(partials, spec)
+    if not (spec.filters or spec.num_top):
+        return scores
+    tile_rows = max(1, TILE_BYTES // (4 * vocab))
+    return with_wide_rows(scores, hidden, head_weight, head_bias, spec, tile_rows=tile_rows)
 
 
 def _vocab(head_weight: Tensor | Int8Weight) -> int:
@@ -105,12 +164,54 @@ def _draw_reference(logits: Tensor, row: int, spec: ScoreSpec) -> Tensor:
     if spec.min_p is not None and spec.min_p[row] > 0:
         probs = tempered.softmax(-1)
         tempered = tempered.masked_fill(probs < spec.min_p[row] * probs.max(), float("-inf"))
+    return _noisy_reference(tempered, row, spec).argmax()
+
+
+def _noisy_reference(tempered: Tensor, row: int, spec: ScoreSpec) -> Tensor:
     own = slice(row, row + 1)
-    tokens = torch.arange(len(logits), device=logits.device)
+    tokens = torch.arange(len(tempered), device=tempered.device)
     noise = gumbel_noise(
         spec.seeds[own], spec.positions[own], spec.purposes[own], spec.attempts[own], tokens
     )
-    return (tempered + noise[0]).argmax()
+    return tempered + noise[0]
+
+
+def score_partials_reference(
+    hidden: Tensor,
+    head_weight: Tensor | Int8Weight,
+    head_bias: Tensor | None,
+    spec: ScoreSpec,
+    *,
+    vocab_start: int,
+    full_vocab: int,
+) -> ScorePartials:
+    """Define partials with full logits in float32, one partial, one row at a time."""
+    own = linear(hidden, head_weight, head_bias).float()
+    place = slice(vocab_start, vocab_start + own.shape[1])
+    numbers = torch.full((NUM_NUMBERS, 1, hidden.shape[0]), NEVER, device=hidden.device)
+    tokens = torch.zeros((NUM_TOKENS, 1, hidden.shape[0]), dtype=torch.int32, device=hidden.device)
+    expected = []
+    for row in range(hidden.shape[0]):
+        # Tokens of other ranks are forbidden ones here.
+        logits = torch.full((full_vocab,), float("-inf"), device=hidden.device)
+        logits[place] = own[row]
+        logits = _adjusted_reference(logits, row, spec).clamp_min(NEVER)
+        ordered = logits.sort(descending=True, stable=True)
+        masses = (logits - ordered.values[0]).exp() * (logits > NEVER / 2)
+        noisy = _noisy_reference(logits / spec.temperature[row].clamp_min(1e-9), row, spec)
+        drawn = noisy.masked_fill(logits <= NEVER / 2, NEVER).max(0)
+        numbers[PEAK, 0, row] = ordered.values[0]
+        numbers[TOTAL, 0, row] = masses.sum()
+        numbers[WEIGHTED, 0, row] = (masses * (logits - ordered.values[0])).sum()
+        numbers[SECOND, 0, row] = ordered.values[1] if full_vocab > 1 else NEVER
+        numbers[SCORE, 0, row] = drawn.values
+        numbers[DRAWN_LOGIT, 0, row] = logits[drawn.indices]
+        if spec.given is not None:
+            numbers[GIVEN_LOGIT, 0, row] = logits[spec.given[row]]
+        tokens[BEST, 0, row], tokens[DRAWN, 0, row] = ordered.indices[0], drawn.indices
+        if spec.embedding is not None:
+            expected.append(masses[place] @ spec.embedding.float())
+    return ScorePartials(numbers, tokens, torch.stack(expected)[None] if expected else None)
 
 
 def _score_rows_cpu(
@@ -122,179 +223,10 @@ def _score_rows_cpu(
     for start in range(0, hidden.shape[0], tile_rows):
         rows = slice(start, min(start + tile_rows, hidden.shape[0]))
         logits = linear(hidden[rows], head_weight, head_bias).float()
-        tiles.append(_score_logits(logits, rows, spec))
+        tiles.append(score_logits(logits, rows, spec))
     if not tiles:
         return _no_rows(spec, hidden.device)
     return tiles[0] if len(tiles) == 1 else _join(tiles)
-
-
-def _score_logits(logits: Tensor, rows: slice, spec: ScoreSpec) -> RowScores:
-    """Scores of a tile; the logits [r, V] are used up."""
-    _adjust_(logits, rows, spec)
-    peak, argmax = logits.max(dim=1, keepdim=True)
-    token = _draw(logits, rows, spec, argmax)
-    given = None if spec.given is None else spec.given[rows, None]
-    token_logit = logits.gather(1, token)
-    given_logit = None if given is None else logits.gather(1, given)
-    top = logits.topk(spec.num_top, dim=1) if spec.num_top else None
-    gaps = logits.sub_(peak)
-    masses = gaps.exp()
-    total = masses.sum(1)
-    # Expected gap below the peak; disallowed tokens contribute -1e30 * 0.
-    mean_gap = torch.linalg.vecdot(gaps, masses).div_(total)
-    expected = None
-    if spec.embedding is not None:
-        expected = (masses @ spec.embedding.float()).div_(total[:, None])
-    log_total = total.log()
-    log_sum_exp = log_total + peak[:, 0]
-    p2 = masses.scatter_(1, argmax, 0.0).amax(1).div_(total)
-    return RowScores(
-        token=token[:, 0],
-        probability=(token_logit[:, 0] - log_sum_exp).exp_(),
-        argmax=argmax[:, 0],
-        p1=total.reciprocal(),
-        p2=p2,
-        log_sum_exp=log_sum_exp,
-        entropy=log_total - mean_gap,
-        given_logprob=None if given_logit is None else _logprobs(given_logit, log_sum_exp)[:, 0],
-        top_ids=None if top is None else top.indices,
-        top_logprobs=None if top is None else _logprobs(top.values, log_sum_exp),
-        expected_embedding=expected,
-    )
-
-
-def _logprobs(logits: Tensor, log_sum_exp: Tensor) -> Tensor:
-    logprobs = logits - log_sum_exp[:, None]
-    return logprobs.masked_fill_(logits <= _NEVER / 2, float("-inf"))
-
-
-def _adjust_(logits: Tensor, rows: slice, spec: ScoreSpec) -> None:
-    if spec.adjust is not None:
-        _adjust_sparsely_(logits, rows, spec.adjust)
-    # A bias of minus infinity, or a head that says so, must not meet a zero mass.
-    if spec.adjust is not None:
-        logits.clamp_min_(_NEVER)
-    if spec.allowed is not None:
-        _forbid_(logits, rows, spec.allowed)
-    if spec.suppressed:
-        logits[:, list(spec.suppressed)] = _NEVER
-
-
-def _adjust_sparsely_(logits: Tensor, rows: slice, adjust: SparseAdjust) -> None:
-    starts = adjust.row_starts[rows.start : rows.stop + 1].long()
-    first, stop = int(starts[0]), int(starts[-1])
-    if first == stop:
-        return
-    row = torch.repeat_interleave(starts.diff())
-    token = adjust.token_ids[first:stop].long()
-    penalty = adjust.penalties[first:stop]
-    old = logits[row, token]
-    new = torch.where(old > 0, old / penalty, old * penalty) + adjust.values[first:stop]
-    logits[row, token] = new
-
-
-def _forbid_(logits: Tensor, rows: slice, allowed: AllowedTokens) -> None:
-    masked = (allowed.rows[rows] >= 0).nonzero()[:, 0]
-    if masked.numel() == 0:
-        return
-    words = allowed.bitmask[allowed.rows[rows][masked].long()]
-    bits = (words[:, :, None] >> torch.arange(32, dtype=torch.int32)) & 1
-    forbidden = bits.flatten(1)[:, : logits.shape[1]] == 0
-    logits[masked] = logits[masked].masked_fill_(forbidden, _NEVER)
-
-
-def _draw(logits: Tensor, rows: slice, spec: ScoreSpec, argmax: Tensor) -> Tensor:
-    """Drawn tokens [r, 1]; rows of temperature 0 cost nothing."""
-    temperature = spec.temperature[rows]
-    sampled = temperature.nonzero()[:, 0]
-    if sampled.numel() == 0:
-        return argmax
-    filtered = _asks_filter(spec, rows)[sampled] if spec.filters else None
-    token = argmax.clone()
-    for block in (
-        sampled.split(_DRAW_ROWS) if filtered is None else sampled[~filtered].split(_DRAW_ROWS)
-    ):
-        tempered = logits[block] / temperature[block, None]
-        token[block] = _draw_all(tempered, _keys(spec, block + rows.start))
-    if filtered is not None:
-        for block in sampled[filtered].split(_DRAW_ROWS):
-            tempered = logits[block] / temperature[block, None]
-            token[block] = _draw_filtered(tempered, block + rows.start, spec)
-    return token
-
-
-def _keys(spec: ScoreSpec, index: Tensor) -> Tensor:
-    return noise_keys(
-        spec.seeds[index], spec.positions[index], spec.purposes[index], spec.attempts[index]
-    )
-
-
-def _asks_filter(spec: ScoreSpec, rows: slice) -> Tensor:
-    """[r] bool: whether top-k, top-p or min-p is on for the row."""
-    asks = torch.zeros(rows.stop - rows.start, dtype=torch.bool)
-    if spec.top_k is not None:
-        asks |= spec.top_k[rows] > 0
-    if spec.top_p is not None:
-        asks |= spec.top_p[rows] < 1
-    if spec.min_p is not None:
-        asks |= spec.min_p[rows] > 0
-    return asks
-
-
-def _draw_all(tempered: Tensor, keys: Tensor) -> Tensor:
-    """Tokens [r, 1] drawn from tempered logits [r, V], which are used up."""
-    tokens = torch.arange(tempered.shape[1], dtype=torch.int32)
-    # `max` finds the index three times faster than `argmax`.
-    return tempered.sub_(log_exponential_from_keys(keys, tokens)).max(1, True).indices
-
-
-def _draw_filtered(tempered: Tensor, index: Tensor, spec: ScoreSpec) -> Tensor:
-    """Tokens [r, 1] drawn from what the filters keep; `index` are the rows' places in the spec.
-
-    The likeliest few hundred tokens nearly always hold all that is kept; other rows are sorted.
-    """
-    keys = _keys(spec, index)
-    best = tempered.topk(min(_CANDIDATES, tempered.shape[1]), dim=1)
-    cutoff = _cutoffs(best.values, tempered.logsumexp(1, True), index, spec)
-    kept = best.values.masked_fill(best.values < cutoff, _NEVER)
-    place = kept.sub_(log_exponential_from_keys(keys, best.indices)).max(1, True).indices
-    token = best.indices.gather(1, place)
-    if best.values.shape[1] < tempered.shape[1]:
-        # A cutoff at the last candidate, or below it, may keep tokens that are no candidates.
-        short = (cutoff <= best.values[:, -1:]).nonzero()[:, 0]
-        if short.numel():
-            rows = tempered[short]
-            ordered = rows.sort(dim=1, descending=True).values
-            cutoff = _cutoffs(ordered, rows.logsumexp(1, True), index[short], spec)
-            token[short] = _draw_all(rows.masked_fill_(rows < cutoff, _NEVER), keys[short])
-    return token
-
-
-def _cutoffs(ordered: Tensor, log_sum_exp: Tensor, index: Tensor, spec: ScoreSpec) -> Tensor:
-    """Smallest logit [r, 1] that each row keeps, of its best [r, N] in falling order.
-
-    A row that keeps more than N gets its N-th or a smaller one. log_sum_exp [r, 1] is over all.
-    """
-    cutoff = torch.full_like(log_sum_exp, _NEVER / 2)
-    number = ordered.shape[1]
-    if spec.top_k is not None:
-        top_k = spec.top_k[index].long()[:, None]
-        kth = ordered.gather(1, top_k.clamp(1, number) - 1)
-        cutoff = torch.where(top_k > 0, kth, cutoff)
-        # What top-p sees is normalised over what top-k keeps, unless that is more than N.
-        kept = ordered.masked_fill(ordered < cutoff, float("-inf")).logsumexp(1, True)
-        log_sum_exp = torch.where((top_k > 0) & (top_k < number), kept, log_sum_exp)
-    if spec.top_p is not None:
-        top_p = spec.top_p[index, None]
-        likelier = (ordered - log_sum_exp).exp_().cumsum(1).roll(1, 1)
-        likelier[:, 0] = 0
-        # Mass before a run of ties decides for the whole run: its first is kept or none is.
-        last = (likelier < top_p).sum(1, keepdim=True) - 1
-        cutoff = torch.where(top_p < 1, torch.maximum(cutoff, ordered.gather(1, last)), cutoff)
-    if spec.min_p is not None:
-        near = ordered[:, :1] + spec.min_p[index, None].log()
-        cutoff = torch.maximum(cutoff, near)
-    return cutoff
 
 
 def _join(tiles: list[RowScores]) -> RowScores:

@@ -53,6 +53,9 @@ class ScoreSpec:
     num_top:     how many best tokens to report, at most 64
     given:       [R] int64, a token whose log-probability is wanted
     embedding:   [V, d_z], whose expectation is wanted
+    wide_rows:   [F] int64, the rows that ask for top-k, top-p, min-p or top tokens; None when any
+                 may. On a GPU these rows alone get full logits, a bounded number at a time, and
+                 top tokens; elsewhere it changes nothing
     """
 
     temperature: Tensor
@@ -69,6 +72,7 @@ class ScoreSpec:
     num_top: int = 0
     given: Tensor | None = None
     embedding: Tensor | None = None
+    wide_rows: Tensor | None = None
 
     @property
     def filters(self) -> bool:
@@ -90,7 +94,8 @@ class RowScores:
     log_sum_exp:     [R] float32
     entropy:         [R] float32 in nats
     given_logprob:   [R] float32; -inf when the token is not allowed
-    top_ids:         [R, num_top] int64, best first; top_logprobs [R, num_top] float32
+    top_ids:         [R, num_top] int64, best first; top_logprobs [R, num_top] float32; zeros and
+                     -inf in rows that are not wide
     expected_embedding: [R, d_z] float32, sum over tokens of probability times embedding
     """
 

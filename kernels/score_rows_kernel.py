@@ -1,0 +1,538 @@
+"""Launch and kernels of `score_rows`: matrix product with statistics in place of logits.
+
+A program takes a tile of rows and a run of vocabulary tiles. Each tile of logits is folded into a
+few numbers per row while it is still in registers; what a program has gathered at its end is one
+partial. Tokens with a penalty or bias are left out there; a program per row computes just those
+afterwards and leaves one more partial. Partials merge in any order, over programs and over the
+ranks of a tensor-parallel group.
+
+Shapes: R rows, V vocabulary entries of this rank, d entries of the residual stream, P partials,
+W words of a bitmask row, d_z latent width.
+"""
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.dispatch import LAUNCH
+from kernels.linear import Int8Weight
+from kernels.noise import (
+    HASH_MULTIPLIER_1,
+    HASH_MULTIPLIER_2,
+    UNIFORM_OFFSET,
+    UNIFORM_SCALE,
+    noise_keys,
+)
+from kernels.score_partials import NEVER, NUM_NUMBERS, NUM_TOKENS, ScorePartials
+from kernels.score_spec import AllowedTokens, ScoreSpec
+from kernels.score_wide import adjusted_rows
+
+# (vocabulary entries, depth, warps, stages) by rows of a tile, 16-bit heads. Not yet measured.
+_TUNED = {
+    16: (128, 64, 4, 4),
+    32: (128, 64, 4, 4),
+    64: (128, 64, 4, 4),
+    128: (128, 64, 8, 3),
+}
+_TUNED_FLOAT32 = {16: (64, 32, 4, 2), 32: (64, 32, 4, 2), 64: (64, 32, 8, 2), 128: (64, 32, 8, 2)}
+# Rows of a tile with an expected embedding, whose sums take registers of their own.
+_EMBEDDING_ROWS = 32
+# Programs that keep a GPU busy: two on each of about 132 multiprocessors.
+_PROGRAMS = 264
+# Adjusted tokens of a row computed at once, and the depth of their products.
+_SPARSE_TOKENS = 16
+_SPARSE_DEPTH = 128
+
+_HASH_1 = tl.constexpr(HASH_MULTIPLIER_1)
+_HASH_2 = tl.constexpr(HASH_MULTIPLIER_2)
+_SCALE = tl.constexpr(UNIFORM_SCALE)
+_OFFSET = tl.constexpr(UNIFORM_OFFSET)
+_NEVER = tl.constexpr(NEVER)
+_NO_TOKEN = tl.constexpr(2**31 - 1)
+_RUN_TIME_SIZES = [
+    "num_rows",
+    "num_partials",
+    "tiles_per_split",
+    "num_suppressed",
+    "has_bitmask",
+    "vocab_start",
+    "partial",
+]
+
+
+def launch_score_partials(
+    hidden: Tensor,
+    head_weight: Tensor | Int8Weight,
+    head_bias: Tensor | None,
+    spec: ScoreSpec,
+    *,
+    vocab_start: int,
+    full_vocab: int,
+) -> ScorePartials:
+    """Start the kernels for a head that holds tokens from vocab_start on, of full_vocab in all."""
+    rows, width = hidden.shape
+    device = hidden.device
+    hidden = hidden.contiguous()
+    values, scales = _head_parts(head_weight, hidden)
+    vocab = values.shape[0]
+    latent = 0 if spec.embedding is None else spec.embedding.shape[1]
+    block_r, block_v, block_k, warps, stages = tuned_size(rows, hidden.dtype, latent)
+    tiles = triton.cdiv(vocab, block_v)
+    row_tiles = triton.cdiv(rows, block_r)
+    splits = min(tiles, max(1, _PROGRAMS // max(row_tiles, 1)))
+    tiles_per_split = triton.cdiv(tiles, splits)
+    splits = triton.cdiv(tiles, tiles_per_split)
+    partials = splits + (spec.adjust is not None)
+    result = ScorePartials(
+        numbers=torch.empty((NUM_NUMBERS, partials, rows), dtype=torch.float32, device=device),
+        tokens=torch.empty((NUM_TOKENS, partials, rows), dtype=torch.int32, device=device),
+        expected=(
+            torch.empty((partials, rows, latent), dtype=torch.float32, device=device)
+            if latent
+            else None
+        ),
+    )
+    if rows == 0:
+        return result
+    keys = noise_keys(spec.seeds, spec.positions, spec.purposes, spec.attempts)
+    masks = _bitmask(spec, rows, full_vocab, device)
+    suppressed = _suppressed_ids(spec.suppressed, device)
+    given = spec.seeds if spec.given is None else spec.given
+    shared = (
+        hidden,
+        values,
+        hidden if scales is None else scales,
+        hidden if head_bias is None else head_bias,
+        hidden if spec.embedding is None else spec.embedding,
+        spec.temperature,
+        keys,
+        given,
+    )
+    written = (result.numbers, result.tokens, hidden if latent == 0 else result.expected)
+    constants = {
+        "VOCAB": vocab,
+        "WIDTH": width,
+        "WORDS": (full_vocab + 31) // 32,
+        "HAS_SCALES": scales is not None,
+        "HAS_BIAS": head_bias is not None,
+        "LATENT": latent,
+        "BLOCK_Z": max(16, triton.next_power_of_2(latent)),
+    }
+    _score_tiles_kernel[(row_tiles, splits)](
+        *shared,
+        masks.bitmask,
+        masks.rows,
+        suppressed,
+        *written,
+        rows,
+        partials,
+        tiles_per_split,
+        len(spec.suppressed),
+        int(spec.allowed is not None or spec.adjust is not None),
+        vocab_start,
+        **constants,
+        BLOCK_R=block_r,
+        BLOCK_V=block_v,
+        BLOCK_K=block_k,
+        STAGES=stages,
+        num_warps=warps,
+        **LAUNCH,
+    )
+    if spec.adjust is not None:
+        own = spec.allowed or AllowedTokens(masks.bitmask, torch.full_like(masks.rows, -1))
+        _score_adjusted_kernel[(rows,)](
+            *shared,
+            own.bitmask,
+            own.rows,
+            suppressed,
+            spec.adjust.row_starts,
+            spec.adjust.token_ids,
+            spec.adjust.penalties,
+            spec.adjust.values,
+            *written,
+            rows,
+            partials,
+            splits,
+            len(spec.suppressed),
+            int(spec.allowed is not None),
+            vocab_start,
+            **constants,
+            BLOCK_V=_SPARSE_TOKENS,
+            BLOCK_K=_SPARSE_DEPTH,
+            num_warps=4,
+            **LAUNCH,
+        )
+    return result
+
+
+def tuned_size(rows: int, dtype: torch.dtype, latent: int) -> tuple[int, int, int, int, int]:
+    """Rows, vocabulary entries and depth of a tile, warps and stages."""
+    table = _TUNED_FLOAT32 if dtype == torch.float32 else _TUNED
+    most = _EMBEDDING_ROWS if latent else max(table)
+    block_r = min(max(16, triton.next_power_of_2(rows)), most)
+    return (block_r, *table[block_r])
+
+
+@cache
+def _suppressed_ids(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """The ids on the device, sent once: they belong to the model, not to a step."""
+    return torch.tensor(ids or (0,), dtype=torch.int32, device=device)
+
+
+def _head_parts(head: Tensor | Int8Weight, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+    if isinstance(head, Tensor):
+        return head.contiguous(), None
+    if head.values.is_mkldnn:  # packed for a CPU, where only the interpreter comes here
+        return head.values.to_dense().t().contiguous(), head.scales.to(hidden.device)
+    return head.values, head.scales
+
+
+def _bitmask(spec: ScoreSpec, rows: int, vocab: int, device: torch.device) -> AllowedTokens:
+    """Tokens that the tiles may count: allowed ones without those that are adjusted."""
+    words = (vocab + 31) // 32
+    if spec.adjust is None:
+        if spec.allowed is not None:
+            return spec.allowed
+        unused = torch.zeros((1, words), dtype=torch.int32, device=device)
+        return AllowedTokens(unused, torch.zeros(rows, dtype=torch.int32, device=device))
+    every = torch.full((1, 1), -1, dtype=torch.int32, device=device)
+    if spec.allowed is None:
+        mask = every.repeat(rows, words)
+    else:
+        index = spec.allowed.rows.long()
+        mask = torch.where(index[:, None] < 0, every, spec.allowed.bitmask[index.clamp_min(0)])
+    entry_rows = adjusted_rows(spec.adjust)
+    ids = spec.adjust.token_ids.long()
+    bits = torch.ones_like(spec.adjust.token_ids) << (ids % 32).int()
+    flat = entry_rows * words + ids // 32
+    set_bits = mask.view(-1)[flat] & bits
+    mask.view(-1).index_add_(0, flat, -set_bits)
+    return AllowedTokens(mask, torch.arange(rows, dtype=torch.int32, device=device))
+
+
+@triton.jit(do_not_specialize=_RUN_TIME_SIZES)
+def _score_tiles_kernel(  # noqa: PLR0915
+    hidden_ptr,  # [R, d]
+    head_ptr,  # [V, d]
+    scales_ptr,  # [V] float32
+    bias_ptr,  # [V]
+    embedding_ptr,  # [V, d_z]
+    temperature_ptr,  # [R] float32
+    keys_ptr,  # [R, 2] int32
+    given_ptr,  # [R] int64
+    bitmask_ptr,  # [M, W] int32
+    bitmask_rows_ptr,  # [R] int32
+    suppressed_ptr,  # [num_suppressed] int32
+    numbers_ptr,  # [7, P, R] float32
+    tokens_ptr,  # [2, P, R] int32
+    expected_ptr,  # [P, R, d_z] float32
+    num_rows,
+    num_partials,
+    tiles_per_split,
+    num_suppressed,
+    has_bitmask,
+    vocab_start,
+    VOCAB: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WORDS: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    LATENT: tl.constexpr,
+    BLOCK_Z: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    # Row tiles of one run of the vocabulary start together: the head is read from memory once.
+    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    split = tl.program_id(1)
+    row_mask = rows < num_rows
+    row_starts = rows.to(tl.int64) * WIDTH
+    depth = tl.arange(0, BLOCK_K)
+    latents = tl.arange(0, BLOCK_Z)
+    peak = tl.full((BLOCK_R,), _NEVER, tl.float32)
+    total = tl.zeros((BLOCK_R,), tl.float32)
+    weighted = tl.zeros((BLOCK_R,), tl.float32)
+    second = peak
+    score = peak
+    drawn_logit = peak
+    given_logit = peak
+    best = tl.full((BLOCK_R,), _NO_TOKEN, tl.int32)
+    drawn = best
+    expected = tl.zeros((BLOCK_R, BLOCK_Z), tl.float32)
+    for tile in range(split * tiles_per_split, (split + 1) * tiles_per_split):
+        columns = tile * BLOCK_V + tl.arange(0, BLOCK_V)
+        column_mask = columns < VOCAB
+        column_starts = columns.to(tl.int64) * WIDTH
+        logits = tl.zeros((BLOCK_R, BLOCK_V), tl.float32)
+        for start in tl.range(0, WIDTH, BLOCK_K, num_stages=STAGES):
+            inside = start + depth < WIDTH
+            h_mask = row_mask[:, None] & inside[None, :]
+            h_offsets = row_starts[:, None] + (start + depth)[None, :]
+            h = tl.load(hidden_ptr + h_offsets, mask=h_mask, other=0.0)
+            w_mask = column_mask[:, None] & inside[None, :]
+            w_offsets = column_starts[:, None] + (start + depth)[None, :]
+            w = tl.load(head_ptr + w_offsets, mask=w_mask, other=0).to(h.dtype)
+            logits = tl.dot(h, tl.trans(w), logits, input_precision="ieee")
+        if HAS_SCALES:
+            logits *= tl.load(scales_ptr + columns, mask=column_mask, other=0.0)[None, :]
+        if HAS_BIAS:
+            bias = tl.load(bias_ptr + columns, mask=column_mask, other=0.0).to(tl.float32)
+            logits += bias[None, :]
+        logits = tl.where(column_mask[None, :], tl.maximum(logits, _NEVER), _NEVER)
+        token_ids = (columns + vocab_start)[None, :]
+        logits = _forbid(
+            logits, token_ids, rows, row_mask, bitmask_ptr, bitmask_rows_ptr,
+            suppressed_ptr, num_suppressed, has_bitmask, WORDS,
+        )  # fmt: skip
+        old_peak = peak
+        peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, masses = _fold(
+            logits, token_ids, rows, row_mask, temperature_ptr, keys_ptr, given_ptr,
+            peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit,
+        )  # fmt: skip
+        if LATENT > 0:
+            e_mask = column_mask[:, None] & (latents < LATENT)[None, :]
+            e_offsets = columns.to(tl.int64)[:, None] * LATENT + latents[None, :]
+            e = tl.load(embedding_ptr + e_offsets, mask=e_mask, other=0.0)
+            expected *= tl.exp(old_peak - peak)[:, None]
+            expected = tl.dot(masses.to(e.dtype), e, expected, input_precision="ieee")
+    _write_partial(
+        rows, row_mask, split, num_rows, num_partials, numbers_ptr, tokens_ptr,
+        peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit,
+    )  # fmt: skip
+    if LATENT > 0:
+        z_offsets = (split.to(tl.int64) * num_rows + rows)[:, None] * LATENT + latents[None, :]
+        z_mask = row_mask[:, None] & (latents < LATENT)[None, :]
+        tl.store(expected_ptr + z_offsets, expected, mask=z_mask)
+
+
+@triton.jit(do_not_specialize=_RUN_TIME_SIZES)
+def _score_adjusted_kernel(  # noqa: PLR0915
+    hidden_ptr,  # [R, d]
+    head_ptr,  # [V, d]
+    scales_ptr,  # [V] float32
+    bias_ptr,  # [V]
+    embedding_ptr,  # [V, d_z]
+    temperature_ptr,  # [R] float32
+    keys_ptr,  # [R, 2] int32
+    given_ptr,  # [R] int64
+    bitmask_ptr,  # [M, W] int32
+    bitmask_rows_ptr,  # [R] int32
+    suppressed_ptr,  # [num_suppressed] int32
+    row_starts_ptr,  # [R + 1] int32
+    token_ids_ptr,  # [B] int32
+    penalties_ptr,  # [B] float32
+    values_ptr,  # [B] float32
+    numbers_ptr,  # [7, P, R] float32
+    tokens_ptr,  # [2, P, R] int32
+    expected_ptr,  # [P, R, d_z] float32
+    num_rows,
+    num_partials,
+    partial,
+    num_suppressed,
+    has_bitmask,
+    vocab_start,
+    VOCAB: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WORDS: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    LATENT: tl.constexpr,
+    BLOCK_Z: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    rows = tl.program_id(0) + tl.arange(0, 1)
+    row_mask = rows < num_rows
+    first = tl.load(row_starts_ptr + tl.program_id(0))
+    last = tl.load(row_starts_ptr + tl.program_id(0) + 1)
+    depth = tl.arange(0, BLOCK_K)
+    latents = tl.arange(0, BLOCK_Z)
+    row_start = hidden_ptr + tl.program_id(0).to(tl.int64) * WIDTH
+    peak = tl.full((1,), _NEVER, tl.float32)
+    total = tl.zeros((1,), tl.float32)
+    weighted = tl.zeros((1,), tl.float32)
+    second = peak
+    score = peak
+    drawn_logit = peak
+    given_logit = peak
+    best = tl.full((1,), _NO_TOKEN, tl.int32)
+    drawn = best
+    expected = tl.zeros((BLOCK_Z,), tl.float32)
+    for base in range(first, last, BLOCK_V):
+        entries = base + tl.arange(0, BLOCK_V)
+        ids = tl.load(token_ids_ptr + entries, mask=entries < last, other=-1)
+        columns = ids - vocab_start
+        is_own = (entries < last) & (columns >= 0) & (columns < VOCAB)
+        column_starts = columns.to(tl.int64) * WIDTH
+        dots = tl.zeros((BLOCK_V,), tl.float32)
+        for start in range(0, WIDTH, BLOCK_K):
+            inside = start + depth < WIDTH
+            h = tl.load(row_start + start + depth, mask=inside, other=0.0).to(tl.float32)
+            w_mask = is_own[:, None] & inside[None, :]
+            w_offsets = column_starts[:, None] + (start + depth)[None, :]
+            w = tl.load(head_ptr + w_offsets, mask=w_mask, other=0).to(tl.float32)
+            dots += tl.sum(w * h[None, :], axis=1)
+        if HAS_SCALES:
+            dots *= tl.load(scales_ptr + columns, mask=is_own, other=0.0)
+        if HAS_BIAS:
+            dots += tl.load(bias_ptr + columns, mask=is_own, other=0.0).to(tl.float32)
+        penalties = tl.load(penalties_ptr + entries, mask=is_own, other=1.0)
+        values = tl.load(values_ptr + entries, mask=is_own, other=0.0)
+        dots = tl.where(dots > 0, dots / penalties, dots * penalties) + values
+        logits = tl.where(is_own, tl.maximum(dots, _NEVER), _NEVER)[None, :]
+        logits = _forbid(
+            logits, ids[None, :], rows, row_mask, bitmask_ptr, bitmask_rows_ptr,
+            suppressed_ptr, num_suppressed, has_bitmask, WORDS,
+        )  # fmt: skip
+        old_peak = peak
+        peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, masses = _fold(
+            logits, ids[None, :], rows, row_mask, temperature_ptr, keys_ptr, given_ptr,
+            peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit,
+        )  # fmt: skip
+        if LATENT > 0:
+            e_mask = is_own[:, None] & (latents < LATENT)[None, :]
+            e_offsets = columns.to(tl.int64)[:, None] * LATENT + latents[None, :]
+            e = tl.load(embedding_ptr + e_offsets, mask=e_mask, other=0.0).to(tl.float32)
+            shrink = tl.sum(tl.exp(old_peak - peak), axis=0)
+            expected = expected * shrink + tl.sum(e * tl.trans(masses), axis=0)
+    _write_partial(
+        rows, row_mask, partial, num_rows, num_partials, numbers_ptr, tokens_ptr,
+        peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit,
+    )  # fmt: skip
+    if LATENT > 0:
+        z_start = (tl.program_id(0).to(tl.int64) + partial * num_rows.to(tl.int64)) * LATENT
+        tl.store(expected_ptr + z_start + latents, expected, mask=latents < LATENT)
+
+
+@triton.jit
+def _forbid(
+    logits,  # [r, v]
+    token_ids,  # [1, v] or [r, v]
+    rows,
+    row_mask,
+    bitmask_ptr,
+    bitmask_rows_ptr,
+    suppressed_ptr,
+    num_suppressed,
+    has_bitmask,
+    WORDS: tl.constexpr,
+):
+    for index in range(num_suppressed):
+        logits = tl.where(token_ids == tl.load(suppressed_ptr + index), _NEVER, logits)
+    if has_bitmask != 0:
+        index = tl.load(bitmask_rows_ptr + rows, mask=row_mask, other=-1)[:, None]
+        offsets = index.to(tl.int64) * WORDS + token_ids // 32
+        mask = (index >= 0) & (token_ids >= 0) & (token_ids < WORDS * 32)
+        words = tl.load(bitmask_ptr + offsets, mask=mask, other=-1)
+        logits = tl.where(((words >> (token_ids % 32)) & 1) != 0, logits, _NEVER)
+    return logits
+
+
+@triton.jit
+def _fold(
+    logits,  # [r, v]
+    token_ids,  # [1, v]
+    rows,
+    row_mask,
+    temperature_ptr,
+    keys_ptr,
+    given_ptr,
+    peak,
+    total,
+    weighted,
+    second,
+    best,
+    score,
+    drawn,
+    drawn_logit,
+    given_logit,
+):
+    """The statistics of all logits seen so far, [r] each, and this tile's masses [r, v]."""
+    tile_peak = tl.max(logits, axis=1)
+    tile_best = tl.min(tl.where(logits == tile_peak[:, None], token_ids, _NO_TOKEN), axis=1)
+    others = tl.where(token_ids == tile_best[:, None], _NEVER, logits)
+    second = tl.maximum(second, tl.max(others, axis=1))
+    second = tl.maximum(second, tl.minimum(peak, tile_peak))
+    lower = tl.where(tile_peak == peak, tl.minimum(best, tile_best), best)
+    best = tl.where(tile_peak > peak, tile_best, lower)
+    new_peak = tl.maximum(peak, tile_peak)
+    gaps = logits - new_peak[:, None]
+    masses = tl.where(logits > _NEVER / 2, tl.exp(gaps), 0.0)
+    shift = peak - new_peak
+    shrink = tl.exp(shift)
+    weighted = (weighted + shift * total) * shrink + tl.sum(gaps * masses, axis=1)
+    total = total * shrink + tl.sum(masses, axis=1)
+
+    given = tl.load(given_ptr + rows, mask=row_mask, other=-1).to(tl.int32)
+    found = tl.max(tl.where(token_ids == given[:, None], logits, _NEVER), axis=1)
+    given_logit = tl.maximum(given_logit, found)
+
+    temperature = tl.load(temperature_ptr + rows, mask=row_mask, other=0.0)
+    if tl.max(temperature, axis=0) > 0:
+        tempered = logits / tl.where(temperature > 0, temperature, 1.0)[:, None]
+        noisy = tempered - _log_exponential(keys_ptr, rows, row_mask, token_ids)
+        noisy = tl.where(logits > _NEVER / 2, noisy, _NEVER)
+        tile_score = tl.max(noisy, axis=1)
+        tile_drawn = tl.min(tl.where(noisy == tile_score[:, None], token_ids, _NO_TOKEN), axis=1)
+        is_drawn = token_ids == tile_drawn[:, None]
+        tile_logit = tl.max(tl.where(is_drawn, logits, _NEVER), axis=1)
+        wins = tile_score > score
+        wins |= (tile_score == score) & (tile_drawn < drawn)
+        score = tl.where(wins, tile_score, score)
+        drawn = tl.where(wins, tile_drawn, drawn)
+        drawn_logit = tl.where(wins, tile_logit, drawn_logit)
+    return new_peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, masses
+
+
+@triton.jit
+def _log_exponential(keys_ptr, rows, row_mask, token_ids):
+    """The same numbers as `noise.log_exponential_from_keys`, [r, v]."""
+    low = tl.load(keys_ptr + 2 * rows, mask=row_mask, other=0)[:, None]
+    high = tl.load(keys_ptr + 2 * rows + 1, mask=row_mask, other=0)[:, None]
+    bits = token_ids ^ low
+    bits = (bits ^ (bits >> 16)) * _HASH_1
+    bits += high
+    bits = (bits ^ (bits >> 15)) * _HASH_2
+    bits = bits ^ (bits >> 16)
+    uniform = bits.to(tl.float32) * _SCALE + _OFFSET
+    # 1 - u would round away the digits of a small u; the next term of the series is below 4e-7.
+    series = uniform + 0.5 * uniform * uniform
+    exponential = tl.where(uniform < 1e-3, series, -tl.log(1.0 - uniform))
+    return tl.log(exponential)
+
+
+@triton.jit
+def _write_partial(
+    rows,
+    row_mask,
+    partial,
+    num_rows,
+    num_partials,
+    numbers_ptr,
+    tokens_ptr,
+    peak,
+    total,
+    weighted,
+    second,
+    best,
+    score,
+    drawn,
+    drawn_logit,
+    given_logit,
+):
+    plane = num_partials.to(tl.int64) * num_rows
+    start = partial.to(tl.int64) * num_rows + rows
+    tl.store(numbers_ptr + start, peak, mask=row_mask)
+    tl.store(numbers_ptr + plane + start, total, mask=row_mask)
+    tl.store(numbers_ptr + 2 * plane + start, weighted, mask=row_mask)
+    tl.store(numbers_ptr + 3 * plane + start, second, mask=row_mask)
+    tl.store(numbers_ptr + 4 * plane + start, score, mask=row_mask)
+    tl.store(numbers_ptr + 5 * plane + start, drawn_logit, mask=row_mask)
+    tl.store(numbers_ptr + 6 * plane + start, given_logit, mask=row_mask)
+    tl.store(tokens_ptr + start, best, mask=row_mask)
+    tl.store(tokens_ptr + plane + start, drawn, mask=row_mask)

@@ -1,0 +1,68 @@
+"""Compile a kernel for a GPU that is not there, and read what the machine code uses."""
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+import triton.backends.nvidia
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+# Shared memory that one program may use, in bytes, by compute capability.
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+TENSOR_CORES = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
+CAPABILITIES = tuple(SHARED_LIMIT)
+TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """What a compiled kernel uses: bytes per program, bytes per thread, registers per thread."""
+
+    shared: int
+    stack: int
+    local: int
+    registers: int
+    ptx: str
+
+
+def signature_of(kernel, tensors, constants, floats=()):
+    """Types of all parameters: tensors by their element, `_ptr` or not; other numbers are i32."""
+    types = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            types[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            types[name] = "*" + tensors[name.removesuffix("_ptr")]
+        else:
+            types[name] = "fp32" if name in floats else "i32"
+    return types
+
+
+def compile_kernel(kernel, tensors, constants, capability, *, warps, stages=2, floats=(), path):
+    """Machine code of a kernel; pointers are 16-byte aligned, as torch hands them out."""
+    signature = signature_of(kernel, tensors, constants, floats)
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*")
+    }
+    compiled = triton.compile(
+        ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True},
+    )
+    cubin = path / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    dump = [str(TOOLS / "cuobjdump"), "--dump-resource-usage", str(cubin)]
+    usage = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
+    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    return MachineCode(
+        shared=compiled.metadata.shared,
+        stack=numbers["STACK"],
+        local=numbers["LOCAL"],
+        registers=numbers["REG"],
+        ptx=compiled.asm["ptx"],
+    )
