@@ -18,13 +18,23 @@ from server.middleware.body_limits import BodyLimits
 from server.middleware.observe import Observe
 from server.middleware.security_headers import SecurityHeaders
 from server.openapi import openapi_of
-from server.routes import chat, completions, health, models, tokenize
+from server.routes import chat, completions, health, messages, models, responses, tokenize
 from server.settings import Settings
 from server.state import ServerState, package_version
 from weights.chat_template import ChatTemplate
 from weights.tokenizer import Tokenizer
 
-_ROUTERS = (chat.router, completions.router, models.router, tokenize.router, health.router)
+_ROUTERS = (
+    chat.router,
+    completions.router,
+    responses.router,
+    messages.router,
+    models.router,
+    tokenize.router,
+    health.router,
+)
+
+_MESSAGES_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
 
 
 def create_app(
@@ -98,5 +108,6 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    del request
-    return error_response(answer_of(error))
+    # Anthropic's shape has one field more; it holds no path that a header could change.
+    is_messages = request.scope["path"].endswith(_MESSAGES_PATHS)
+    return error_response(answer_of(error), has_type=is_messages)

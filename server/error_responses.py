@@ -137,12 +137,13 @@ def error_body(answer: ErrorAnswer) -> bytes:
     return ErrorBody(error=detail).model_dump_json().encode()
 
 
-def error_response(answer: ErrorAnswer) -> Response:
-    """The HTTP response of an error."""
+def error_response(answer: ErrorAnswer, *, has_type: bool = False) -> Response:
+    """The HTTP response of an error; `has_type` marks the body itself as an error."""
     headers = dict(answer.headers)
     if answer.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(answer.retry_after_s)))
         headers["retry-after-ms"] = str(max(1, math.ceil(answer.retry_after_s * 1000)))
-    return Response(
-        error_body(answer), answer.status, headers=headers, media_type="application/json"
-    )
+    body = error_body(answer)
+    if has_type:
+        body = b'{"type":"error",' + body[1:]
+    return Response(body, answer.status, headers=headers, media_type="application/json")

@@ -34,6 +34,11 @@ def event(data: str) -> bytes:
     return b"data: " + data.encode() + b"\n\n"
 
 
+def named_event(name: str, data: str) -> bytes:
+    """One event with a name."""
+    return b"event: " + name.encode() + b"\n" + event(data)
+
+
 class EventStream(Response):
     """Sends events as they come; whatever happens, `close` is called exactly once at the end.
 

@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from server.schema.chat import ChatBody
 from server.schema.completions import CompletionBody
 from server.schema.errors import ErrorBody
+from server.schema.messages import CountBody, MessagesBody
+from server.schema.responses import ResponsesBody
 from server.schema.tokenize import DetokenizeBody, TokenizeBody
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -17,7 +19,15 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     "5XX": {"model": ErrorBody, "description": "The server cannot serve it now."},
 }
 
-_BODIES: tuple[type[BaseModel], ...] = (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
+_BODIES: tuple[type[BaseModel], ...] = (
+    ChatBody,
+    CompletionBody,
+    CountBody,
+    DetokenizeBody,
+    MessagesBody,
+    ResponsesBody,
+    TokenizeBody,
+)
 _REF_TEMPLATE = "#/components/schemas/{model}"
 
 
@@ -37,17 +47,14 @@ def describe(
         success["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
     return {
         "responses": {200: success, **ERROR_RESPONSES},
-        "openapi_extra": {
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {
-                        "schema": {"$ref": _REF_TEMPLATE.format(model=body.__name__)}
-                    }
-                },
-            }
-        },
+        "openapi_extra": body_schema(body),
     }
+
+
+def body_schema(body: type[BaseModel]) -> dict[str, Any]:
+    """What a route takes."""
+    schema = {"$ref": _REF_TEMPLATE.format(model=body.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def openapi_of(app: FastAPI) -> Callable[[], dict[str, Any]]:

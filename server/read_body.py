@@ -42,6 +42,7 @@ BOOKKEEPING = frozenset(
 
 _NO_OTHER_MEDIA = "this server answers with text"
 _NO_GRAMMAR = "use response_format or structured_outputs"
+_STATELESS = "this server keeps no state between requests"
 _USE_TOOLS = "use tools and tool_choice"
 
 
@@ -81,6 +82,17 @@ REFUSED: Mapping[str, Refusal] = {
     "lora_request": Refusal("adapters are chosen by the model name"),
     "prompt_embeds": Refusal("prompts are text or token ids"),
     "images": Refusal(_NO_OTHER_MEDIA, ([],)),
+    "previous_response_id": Refusal(_STATELESS),
+    "conversation": Refusal(_STATELESS),
+    "background": Refusal(_STATELESS, (False,)),
+    "prompt": Refusal(_STATELESS),
+    "include": Refusal("nothing more can be included", ([], ["reasoning.encrypted_content"])),
+    "max_tool_calls": Refusal("this server runs no tools"),
+    "reasoning": Refusal("the model does not reason apart from its answer", ({},)),
+    "thinking": Refusal("the model does not reason apart from its answer", ({"type": "disabled"},)),
+    "truncation": Refusal("prompts are not cut unasked", ("disabled",)),
+    "mcp_servers": Refusal("this server runs no tools", ([],)),
+    "container": Refusal("this server runs no tools"),
     "guided_json": Refusal(_NO_GRAMMAR),
     "guided_regex": Refusal(_NO_GRAMMAR),
     "guided_choice": Refusal(_NO_GRAMMAR),

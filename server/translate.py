@@ -97,6 +97,11 @@ def translate_chat(body: ChatBody, tools: ModelTools, *, id: str, now_s: float) 
     )
 
 
+def count_chat_tokens(body: ChatBody, tools: ModelTools) -> int:
+    """Tokens of a conversation's prompt; raises ApiError for what cannot be served."""
+    return len(_chat_prompt(body, tools, call_rules_of(body, tools)).token_ids)
+
+
 def translate_completion(
     body: CompletionBody, tools: ModelTools, *, id: str, now_s: float
 ) -> Translated:

@@ -1,0 +1,40 @@
+"""`POST /v1/responses`: a thin translation to chat; nothing is stored."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from server.as_chat import chat_of_responses
+from server.model_tools import ModelTools
+from server.openapi import ERROR_RESPONSES, body_schema
+from server.read_body import ReadBody, body_reader
+from server.reply import ReplyFacts
+from server.reply_responses import ResponsesReply
+from server.routes.generate import Asked, generate
+from server.schema.responses import ResponsesBody
+from server.state import ServerState, server_state
+from server.translate import Translated, translate_chat
+from server.usage import UsageCount
+
+router = APIRouter(responses=ERROR_RESPONSES)
+
+
+@router.post("/v1/responses", openapi_extra=body_schema(ResponsesBody))
+async def create_response(
+    http: Request,
+    state: Annotated[ServerState, Depends(server_state)],
+    read: Annotated[ReadBody[ResponsesBody], Depends(body_reader(ResponsesBody))],
+) -> Response:
+    """Answer a conversation, as a list of items."""
+    body = read.value
+    chat = chat_of_responses(body)
+
+    def translate(tools: ModelTools, id: str, now_s: float) -> Translated:
+        return translate_chat(chat, tools, id=id, now_s=now_s)
+
+    def make_reply(translated: Translated, facts: ReplyFacts, count: UsageCount) -> ResponsesReply:
+        return ResponsesReply(body, translated, facts, count)
+
+    asked = Asked("resp", body.model, bool(body.stream), read.ignored)
+    return await generate(http, state, asked, translate=translate, make_reply=make_reply)
