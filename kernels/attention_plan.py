@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.dispatch import runs_triton
 from kernels.paged_batch import PagedBatch
 
 # Spans that see this many entries (times key-value heads) or fewer are gathered and run together:
@@ -21,6 +22,17 @@ from kernels.paged_batch import PagedBatch
 _GATHER_BELOW = 192
 # Rows of a long causal span are cut into tiles of this many, each over the entries it can see.
 _TILE_ROWS = 256
+
+# On a GPU: programs that fill it (two on each of 132 multiprocessors), rows times group of a large
+# tile, entries below which a split is not worth merging and above which one program would be the
+# last to finish, and a bound on the memory of partial outputs. Not yet measured.
+_GPU_PROGRAMS = 264
+_GPU_TILE_ROWS = 128
+_SPLIT_AT_LEAST = 512
+_SPLIT_AT_MOST = 16_384
+_MAX_SPLITS = 64
+_PARTIAL_BYTES = 256 * 2**20
+_PARTIAL_HEAD_DIM = 128
 
 _Ints = NDArray[np.int64]
 
@@ -78,7 +90,22 @@ def plan_attention(
     """
     if num_heads % num_kv_heads:
         raise ValueError(f"{num_heads} query heads cannot share {num_kv_heads} key-value heads")
+    if runs_triton(batch.limits):
+        return AttentionPlan((), None, None, _num_splits(batch, num_heads, num_kv_heads))
     return _plan_cpu(_HostBatch.read(batch, page_size), num_kv_heads, dtype)
+
+
+def _num_splits(batch: PagedBatch, num_heads: int, num_kv_heads: int) -> int:
+    """Programs that share a span's entries: enough to fill the GPU, from host integers alone."""
+    group = num_heads // num_kv_heads
+    tile_rows = max(1, _GPU_TILE_ROWS // group)
+    tiles = max(1, batch.num_spans * -(-batch.max_span // tile_rows) * num_kv_heads)
+    wanted = max(_GPU_PROGRAMS // tiles, -(-batch.max_limit // _SPLIT_AT_MOST))
+    wanted = min(wanted, -(-batch.max_limit // _SPLIT_AT_LEAST), _MAX_SPLITS)
+    partial_bytes = 4 * batch.num_rows * num_heads * _PARTIAL_HEAD_DIM
+    wanted = max(1, min(wanted, _PARTIAL_BYTES // max(1, partial_bytes)))
+    # A power of two: few kernels to compile and graphs to capture.
+    return 1 << (wanted.bit_length() - 1)
 
 
 @dataclass(frozen=True, slots=True)

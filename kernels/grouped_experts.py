@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kernels.dispatch import runs_triton
+from kernels.grouped_experts_kernel import launch_grouped_experts
 from kernels.swiglu import swiglu
 
 
@@ -21,6 +23,8 @@ def grouped_experts(
     Raises ValueError when the shapes do not fit.
     """
     _check(x, gate_up, down, expert_ids, expert_weights)
+    if runs_triton(x):
+        return launch_grouped_experts(x, gate_up, down, expert_ids, expert_weights)
     return _grouped_experts_cpu(x, gate_up, down, expert_ids, expert_weights)
 
 

@@ -6,6 +6,8 @@ hold 8 bits. Rows hold 8 bits where the CPU multiplies int8 pairs exactly (VNNI,
 add pairs of products in 16 bits and saturate; there a row is 7 bits wide, unsigned around 64,
 which cannot overflow: 2 * 127 * 127 < 2**15.
 
+On a GPU rows stay floating and only weights are 8 bits wide.
+
 Shapes: T rows, `in` and `out` features.
 From: Dettmers et al. 2022, LLM.int8(), section 2.1 (vector-wise scales); arXiv 2208.07339. We
 have no outlier columns.
@@ -17,6 +19,8 @@ from functools import cache
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from kernels.linear_kernel import launch_int8_linear
 
 _WEIGHT_LEVELS = 127
 _SIGNED_LEVELS = 127
@@ -80,7 +84,7 @@ def linear(x: Tensor, weight: Tensor | Int8Weight, bias: Tensor | None = None) -
     if x.ndim != 2 or x.shape[1] != weight.in_features:
         raise ValueError(f"x must be [rows, {weight.in_features}], got {tuple(x.shape)}")
     if x.is_cuda:
-        return functional.linear(x, weight.dense().to(x.dtype), bias)
+        return launch_int8_linear(x, weight.values, weight.scales, bias)
     return _int8_linear_cpu(x, weight, bias)
 
 

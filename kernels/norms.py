@@ -7,12 +7,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kernels.dispatch import runs_triton
+from kernels.norms_kernel import launch_rms_norm
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Each row of x [T, d] over its root mean square, times weight [d]; computed in float32.
 
     From: Zhang and Sennrich 2019, Root mean square layer normalization; arXiv 1910.07467.
     """
+    if runs_triton(x):
+        return launch_rms_norm(x, None, weight, eps)[0]
     return functional.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
@@ -25,6 +30,8 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The norm of x + residual [T, d], and the sum itself (the next residual)."""
+    if runs_triton(x):
+        return launch_rms_norm(x, residual, weight, eps)
     total = x + residual
     return rms_norm(total, weight, eps), total
 

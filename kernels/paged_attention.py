@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.attention_plan import AttentionPlan, SpanGroup
+from kernels.dispatch import runs_triton
+from kernels.paged_attention_kernel import launch_paged_attention
 from kernels.paged_batch import PagedBatch
 
 
@@ -24,7 +26,8 @@ def paged_attention(
     """What every row of q [T, Hq, D] reads from the entries it sees: [T, Hq, D] in q's type.
 
     keys, values: [pages, page_size, Hkv, D] of one layer, contiguous, the batch's own entries
-                  already written; entries that no row sees may hold anything
+                  already written; entries beyond what a span sees may hold anything, also
+                  between its limits and its windows
     plan:         of this batch, by `plan_attention`
     scale:        multiplies q . k before the softmax
 
@@ -33,6 +36,10 @@ def paged_attention(
     if q.shape[0] != batch.num_rows or q.shape[2] != keys.shape[3] or q.shape[1] % keys.shape[2]:
         raise ValueError(
             f"q {tuple(q.shape)} does not fit {batch.num_rows} rows and keys {tuple(keys.shape)}"
+        )
+    if runs_triton(q):
+        return launch_paged_attention(
+            q, keys, values, batch, num_splits=plan.num_splits, scale=scale
         )
     return _paged_attention_cpu(q, keys, values, plan, scale)
 

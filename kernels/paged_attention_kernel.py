@@ -11,25 +11,34 @@ From: Dao 2023, FlashAttention-2, arXiv 2307.08691 (online softmax, tiles); Dao 
 Flash-Decoding (splits). The walk over two intervals per row is ours.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.dispatch import LAUNCH
+from kernels.dispatch import LAUNCH, capability
 from kernels.paged_batch import PagedBatch
 
-# Rows times group of a tile; the smallest that holds the longest span is used.
-TILE_ROWS = (16, 32, 64, 128)
-# (entries of a tile, warps, stages) by head size up to the key and rows of the tile, for 16-bit
-# caches. Not yet measured: chosen so that every size compiles without spills within 160 KiB.
-_TUNED = {
-    64: {16: (64, 4, 4), 32: (64, 4, 4), 64: (64, 4, 3), 128: (64, 8, 3)},
-    128: {16: (64, 4, 3), 32: (64, 4, 3), 64: (64, 4, 3), 128: (64, 8, 3)},
-    256: {16: (32, 4, 3), 32: (32, 4, 3), 64: (32, 8, 2), 128: (32, 8, 2)},
+# (entries of a tile, warps, stages) by head size up to the key and rows times group of a tile.
+# Not yet measured: chosen so that each compiles without spills, with the most loads in flight.
+_TUNED_AMPERE = {
+    64: {16: (64, 4, 5), 32: (64, 4, 5), 64: (64, 4, 3), 128: (64, 8, 3)},
+    128: {16: (32, 4, 5), 32: (64, 4, 5), 128: (32, 8, 4)},
+    256: {16: (64, 4, 5), 32: (32, 4, 5)},
 }
-# Float32 products run without tensor cores: small tiles keep them out of local memory.
-_TUNED_FLOAT32 = {16: (16, 4, 2), 32: (16, 4, 2), 64: (16, 8, 1), 128: (16, 8, 1)}
+_TUNED_HOPPER = {
+    64: {16: (64, 4, 5), 32: (64, 4, 5), 64: (64, 4, 3), 128: (128, 8, 3)},
+    128: {16: (64, 4, 4), 32: (64, 4, 5), 64: (64, 4, 3), 128: (64, 8, 3)},
+    256: {16: (32, 4, 5), 32: (32, 4, 5), 128: (32, 8, 4)},
+}
+# Float32 products run without tensor cores; small tiles keep them in registers.
+_TUNED_FLOAT32 = {
+    64: {16: (32, 4, 3), 32: (32, 8, 2)},
+    128: {16: (16, 8, 2), 32: (16, 8, 1)},
+    256: {16: (16, 4, 1)},
+}
 # Sizes that a request can change: Triton must not compile anew for lucky values of them.
 _RUN_TIME_SIZES = [
     "num_rows",
@@ -43,17 +52,37 @@ _RUN_TIME_SIZES = [
 _MIN_SPLIT_TILES = 4
 
 
-def tile_rows(max_span: int, group: int) -> int:
-    """Rows times group of a tile for spans of up to max_span rows."""
-    wanted = max(max_span * group, group)
-    return next((rows for rows in TILE_ROWS if rows >= wanted), TILE_ROWS[-1])
+@dataclass(frozen=True, slots=True)
+class TileSize:
+    """Rows times group and entries of a tile, warps of a program, stages of its loads."""
+
+    rows: int
+    entries: int
+    warps: int
+    stages: int
 
 
-def tuned_size(block_m: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """Entries of a tile, warps and stages for a tile of block_m rows."""
+def tile_sizes(head_dim: int, dtype: torch.dtype, capability: int) -> tuple[TileSize, ...]:
+    """All tuned sizes for a head size, smallest first; capability is 80, 90, 100, ..."""
+    table = _TUNED_HOPPER if capability >= 90 else _TUNED_AMPERE
     if dtype == torch.float32:
-        return _TUNED_FLOAT32[block_m]
-    return next(sizes for limit, sizes in _TUNED.items() if head_dim <= limit)[block_m]
+        table = _TUNED_FLOAT32
+    sizes = next((sizes for limit, sizes in table.items() if head_dim <= limit), None)
+    if sizes is None:
+        raise ValueError(f"heads of up to {max(table)} entries are supported, got {head_dim}")
+    return tuple(TileSize(rows, *rest) for rows, rest in sizes.items())
+
+
+def _tile_size(
+    max_span: int, group: int, head_dim: int, dtype: torch.dtype, capability: int
+) -> TileSize:
+    """The smallest tile that holds the longest span, or else the largest."""
+    sizes = tile_sizes(head_dim, dtype, capability)
+    if group > sizes[-1].rows:
+        raise ValueError(
+            f"at most {sizes[-1].rows} query heads may share a key-value head, got {group}"
+        )
+    return next((size for size in sizes if size.rows >= max_span * group), sizes[-1])
 
 
 def launch_paged_attention(
@@ -73,9 +102,8 @@ def launch_paged_attention(
     output = torch.empty_like(q)
     if rows == 0:
         return output
-    block_m = tile_rows(batch.max_span, group)
-    block_n, warps, stages = tuned_size(block_m, head_dim, q.dtype)
-    row_tiles = rows // (block_m // group) + batch.num_spans
+    size = _tile_size(batch.max_span, group, head_dim, q.dtype, capability(q.device))
+    row_tiles = rows // (size.rows // group) + batch.num_spans
     # Unused when there is one split, but a kernel's argument must be a tensor.
     partial_shape = (num_splits, rows, heads) if num_splits > 1 else (0, 0, 0)
     partial = torch.empty((*partial_shape, head_dim), dtype=torch.float32, device=q.device)
@@ -105,12 +133,12 @@ def launch_paged_attention(
         GROUP=group,
         HEAD_DIM=head_dim,
         PAGE_SIZE=page_size,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
+        BLOCK_M=size.rows,
+        BLOCK_N=size.entries,
         BLOCK_D=triton.next_power_of_2(head_dim),
         MIN_SPLIT_TILES=_MIN_SPLIT_TILES,
-        STAGES=stages,
-        num_warps=warps,
+        STAGES=size.stages,
+        num_warps=size.warps,
         **LAUNCH,
     )
     if num_splits > 1:

@@ -6,7 +6,9 @@ Shapes: T rows, Hq query heads, Hkv key-value heads, D head size.
 import torch
 from torch import Tensor
 
+from kernels.dispatch import runs_triton
 from kernels.rotary import RotaryRows, rotate, rotate_reference
+from kernels.store_kv_kernel import launch_store_kv
 
 
 def store_kv(
@@ -24,7 +26,7 @@ def store_kv(
     """Write K and V of qkv [T, Hq + 2 Hkv, D] into the cache and return the queries [T, Hq, D].
 
     keys, values:   [pages, page_size, Hkv, D] of one layer, contiguous; changed in place at slots
-    slots:          [T] int64, no two alike
+    slots:          [T] int64, no two alike; on a GPU -1 marks a padding row, which is not written
     rotary:         angles of these rows; queries and keys turn after their norm, and queries are
                     scaled last
     q_norm, k_norm: [D] weights of a root-mean-square norm over each head, both or neither
@@ -32,6 +34,18 @@ def store_kv(
     Raises ValueError when the number of heads does not fit the cache or only one norm is given.
     """
     _check(qkv, keys, num_heads, q_norm, k_norm)
+    if runs_triton(qkv):
+        return launch_store_kv(
+            qkv,
+            keys,
+            values,
+            slots=slots,
+            num_heads=num_heads,
+            rotary=rotary,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            norm_eps=norm_eps,
+        )
     q, k = qkv[:, :num_heads], qkv[:, num_heads : num_heads + keys.shape[2]]
     if q_norm is not None and k_norm is not None:
         q, k = _head_norm(q, q_norm, norm_eps), _head_norm(k, k_norm, norm_eps)

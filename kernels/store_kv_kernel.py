@@ -114,13 +114,13 @@ def _store_kv_kernel(  # noqa: PLR0915
     q_offsets = row * Q_HEADS * HEAD_DIM + heads[:, None] * HEAD_DIM + dims[None, :]
     tl.store(q_ptr + q_offsets, scaled.to(q_ptr.dtype.element_ty), mask=is_q[:, None] & dim_mask)
     slot = tl.load(slots_ptr + row)
-    is_real = slot >= 0
+    is_real = slot + heads >= heads  # a padding row has a slot of -1
     slot_start = slot * KV_HEADS * HEAD_DIM
     k_offsets = slot_start + (heads - Q_HEADS)[:, None] * HEAD_DIM + dims[None, :]
-    k_mask = is_k[:, None] & dim_mask & is_real
+    k_mask = (is_k & is_real)[:, None] & dim_mask
     tl.store(keys_ptr + k_offsets, turned.to(keys_ptr.dtype.element_ty), mask=k_mask)
     v_offsets = k_offsets - KV_HEADS * HEAD_DIM
-    v_mask = is_v[:, None] & dim_mask & is_real
+    v_mask = (is_v & is_real)[:, None] & dim_mask
     tl.store(values_ptr + v_offsets, x.to(values_ptr.dtype.element_ty), mask=v_mask)
 
 

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kernels.dispatch import runs_triton
+from kernels.swiglu_kernel import launch_swiglu
+
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up [T, I] of gate_up [T, 2 I] (gate first).
@@ -16,6 +19,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """
     if gate_up.shape[-1] % 2:
         raise ValueError(f"gate_up must have an even last dimension, got {gate_up.shape[-1]}")
+    if runs_triton(gate_up):
+        return launch_swiglu(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return functional.silu(gate).mul_(up)
 

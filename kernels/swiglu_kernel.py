@@ -36,6 +36,8 @@ def _swiglu_kernel(
     start = gate_up_ptr + row * 2 * WIDTH
     gate = tl.load(start + columns, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(start + WIDTH + columns, mask=mask, other=0.0).to(tl.float32)
-    product = gate * tl.sigmoid(gate) * up
+    # From exp of a negative number alone, which cannot overflow.
+    small = tl.exp(-tl.abs(gate))
+    product = tl.where(gate >= 0, gate, gate * small) / (1.0 + small) * up
     output = product.to(output_ptr.dtype.element_ty)
     tl.store(output_ptr + row * WIDTH + columns, output, mask=mask)

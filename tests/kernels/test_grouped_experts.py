@@ -3,6 +3,7 @@ import torch
 
 from kernels import grouped_experts
 from kernels.grouped_experts import grouped_experts_reference
+from tests.kernels.batches import HALF_TYPES
 
 
 def draw(rows, experts, chosen, width=32, intermediate=24, dtype=torch.float32, device="cpu"):
@@ -23,8 +24,9 @@ def test_agrees_with_reference(rows, experts, chosen, device):
     torch.testing.assert_close(grouped_experts(*arguments), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_half_precision(device):
-    arguments = draw(9, 4, 2, dtype=torch.bfloat16, device=device)
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+def test_half_precision(dtype, device):
+    arguments = draw(9, 4, 2, dtype=dtype, device=device)
     expected = grouped_experts_reference(*arguments)
     torch.testing.assert_close(grouped_experts(*arguments), expected, atol=0.05, rtol=0.05)
 

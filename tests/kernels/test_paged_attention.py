@@ -4,6 +4,7 @@ import torch
 from kernels import paged_attention, plan_attention
 from kernels.paged_attention import paged_attention_reference
 from tests.kernels.batches import (
+    HALF_TYPES,
     Span,
     any_order,
     branches,
@@ -145,7 +146,7 @@ def test_row_alone_and_among_others_is_the_same(device):
     torch.testing.assert_close(attend(alone), mixed[:1], atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", HALF_TYPES)
 def test_half_types_agree_within_their_rounding(dtype, device):
     # The output is rounded to dtype: half a unit in the last place of values up to about 4.
     case = make_case(MIXED, dtype=dtype, device=device)
