@@ -19,6 +19,7 @@ from server.middleware.observe import Observe
 from server.middleware.security_headers import SecurityHeaders
 from server.openapi import openapi_of
 from server.routes import chat, completions, health, messages, models, responses, tokenize
+from server.routes.playground import playground_router
 from server.settings import Settings
 from server.state import ServerState, package_version
 from weights.chat_template import ChatTemplate
@@ -83,6 +84,8 @@ def create_app(
     app.openapi = openapi_of(app)  # type: ignore[method-assign]
     for router in _ROUTERS:
         app.include_router(router)
+    if settings.playground:
+        app.include_router(playground_router())
     _add_middleware(app, settings)
     for error in (ApiError, RequestError, EngineStopped, ValidationError, HTTPException):
         app.add_exception_handler(error, _answer_error)

@@ -1,20 +1,20 @@
 """A server process around a scripted engine: `python -m tests.server.serve_scripted FLAGS`.
 
-A prompt of "die" ends the engine in the middle of its answer; "wait" answers once and then waits
-for ever; everything else is answered with "hello".
+A prompt of "trace" is answered with a token of each kind; "die" ends the engine in the middle
+of its answer; "wait" answers once and then waits for ever; everything else gets "hello".
 """
 
 import asyncio
 import sys
 
-from sampler import Delta
+from sampler import Delta, FinishReason, TokenKind, TokenTrace
 from server.app import create_app
 from server.cli import build_parser
 from server.flags import given
 from server.logging_setup import set_up_logging
 from server.serve import listen, run
 from server.settings import load_settings
-from tests.server.scripted_engine import ScriptedEngine, byte_tokenizer, saying, template
+from tests.server.scripted_engine import ScriptedEngine, byte_tokenizer, saying, stats, template
 
 
 class MortalEngine(ScriptedEngine):
@@ -26,6 +26,8 @@ class MortalEngine(ScriptedEngine):
 
     def _answer(self, request):
         prompt = bytes(request.prompt)
+        if prompt == b"trace":
+            return [_traced(request)]
         if prompt == b"die":
             return [Delta(request.id, token_ids=(65,)), *self._death()]
         if prompt == b"wait":
@@ -47,6 +49,17 @@ class MortalEngine(ScriptedEngine):
     async def stop(self, *, drain_s):
         await super().stop(drain_s=drain_s)
         self.die()
+
+
+def _traced(request):
+    kinds = (TokenKind.DIFFUSION, TokenKind.AR, TokenKind.VERIFIED)
+    return Delta(
+        request.id,
+        token_ids=(65, 66, 67),
+        trace=tuple(TokenTrace(step, kind, 0.5) for step, kind in enumerate(kinds)),
+        finish=FinishReason.LENGTH,
+        stats=stats(request, 3, ar_tokens=1, diffusion_tokens=1, verified_tokens=1),
+    )
 
 
 def main():

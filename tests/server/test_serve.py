@@ -19,7 +19,7 @@ WAITS_S = 30.0
 
 
 @contextmanager
-def _process(*flags):
+def running_server(*flags):
     command = [sys.executable, "-m", "tests.server.serve_scripted", "--port", "0", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -74,7 +74,7 @@ def _wait_until(claim):
 
 @pytest.fixture(scope="module")
 def bounded():
-    with _process(
+    with running_server(
         "--header-timeout", "0.3", "--body-timeout", "0.3", "--limit-concurrency", "4"
     ) as (
         _,
@@ -142,7 +142,7 @@ def test_a_connection_serves_one_request_after_another(bounded):
 
 
 def test_sigterm_lets_running_requests_end_by_the_limit_and_exits_with_zero():
-    with _process("--drain-grace", "0.3", "--shutdown-timeout", "0.5") as (process, address):
+    with running_server("--drain-grace", "0.3", "--shutdown-timeout", "0.5") as (process, address):
         thread, lines = _stream_in_background(address, "wait")
         _wait_until(lambda: lines)
         process.send_signal(signal.SIGTERM)
@@ -162,14 +162,14 @@ def test_sigterm_lets_running_requests_end_by_the_limit_and_exits_with_zero():
 
 
 def test_sigint_on_an_idle_server_exits_at_once_with_zero():
-    with _process("--drain-grace", "60") as (process, _):
+    with running_server("--drain-grace", "60") as (process, _):
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=WAITS_S)
     assert process.returncode == 0
 
 
 def test_a_second_signal_ends_everything_now():
-    with _process("--drain-grace", "60", "--shutdown-timeout", "60") as (process, address):
+    with running_server("--drain-grace", "60", "--shutdown-timeout", "60") as (process, address):
         thread, lines = _stream_in_background(address, "wait")
         _wait_until(lambda: lines)
         process.send_signal(signal.SIGTERM)
@@ -181,8 +181,8 @@ def test_a_second_signal_ends_everything_now():
     assert lines[-2] == "data: [DONE]"
 
 
-def test_a_dead_engine_ends_its_streams_and_the_process():
-    with _process() as (process, address):
+def test_a_dead_engine_ends_its_streams_and_therunning_server():
+    with running_server() as (process, address):
         thread, lines = _stream_in_background(address, "die")
         thread.join(WAITS_S)
         _, log = process.communicate(timeout=WAITS_S)

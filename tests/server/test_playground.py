@@ -1,0 +1,130 @@
+"""The playground page: served with a policy that names its own script, and used in a browser."""
+
+import re
+import shutil
+
+import pytest
+
+from server.routes.playground import content_policy
+from tests.server.test_serve import WAITS_S, running_server
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.anyio
+async def test_the_page_asks_nobody_else(serve):
+    async with serve() as served:
+        response = await served.client.get("/")
+    policy = response.headers["content-security-policy"]
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in policy
+    assert policy == content_policy(response.text)
+    assert policy.count("sha256-") == 2
+    assert (
+        re.findall(r"(?:src|href)=\"(?!data:)[^\"]*\"|https?://|@import|style=\"", response.text)
+        == []
+    )
+    assert "innerHTML" not in response.text
+    assert len(response.content) < 60_000
+
+
+@pytest.mark.anyio
+async def test_the_page_needs_no_key_and_can_be_left_out(serve):
+    async with serve(api_key=["one"]) as served:
+        opened = await served.client.get("/")
+    async with serve(playground=False) as served:
+        absent = await served.client.get("/")
+    assert (opened.status_code, absent.status_code) == (200, 404)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def address():
+    with running_server("--api-key", "one") as (_, address):
+        yield address
+
+
+@pytest.fixture
+def page(browser, address):
+    context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    page = context.new_page()
+    page.set_default_timeout(WAITS_S * 1000)
+    asked = []
+    faults = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda said: said.type == "error" and faults.append(said.text))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(address)
+    page.fill("#key", "one")
+    page.press("#key", "Tab")
+    page.get_by_text("tiny · 512 tokens · ar").wait_for()
+    yield page
+    assert [url for url in asked if not url.startswith(address)] == []
+    # A refused request is said so in the console too.
+    assert [fault for fault in faults if not fault.startswith("Failed to load")] == []
+    context.close()
+
+
+def _wait_for_text(page, selector, text):
+    page.locator(selector, has_text=re.compile(f"^{text}$")).wait_for(state="attached")
+
+
+needs_browser = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium"),
+]
+
+
+class TestInABrowser:
+    """On a phone's screen, in dark mode, by keyboard."""
+
+    pytestmark = needs_browser
+
+    def test_a_prompt_is_answered_by_keyboard(self, page):
+        page.focus("#prompt")
+        page.keyboard.press("Control+Enter")
+        _wait_for_text(page, "#n-finish", "stop")
+        assert page.inner_text("#text") == "hello"
+        assert page.inner_text("#n-tokens") == "6"
+        assert page.text_content("#spoken") == "hello"
+        assert "/v1/chat/completions" in page.text_content("#curl")
+        assert "YOUR_KEY" in page.text_content("#curl")
+
+    def test_tokens_are_coloured_and_the_steps_can_be_replayed(self, page):
+        page.fill("#prompt", "trace")
+        page.check("input[value=completion]")
+        page.click("#send")
+        _wait_for_text(page, "#n-finish", "length")
+        kinds = page.eval_on_selector_all("#text .token", "all => all.map(one => one.className)")
+        page.locator("#step").fill("0")
+        opened = page.eval_on_selector_all("#text .token.open", "all => all.length")
+        assert kinds == ["token diffusion", "token ar", "token verified"]
+        assert opened == 2
+
+    def test_escape_stops_an_answer(self, page):
+        page.fill("#prompt", "wait")
+        page.check("input[value=completion]")
+        page.click("#send")
+        _wait_for_text(page, "#text", "A")
+        page.keyboard.press("Escape")
+        _wait_for_text(page, "#n-finish", "stopped")
+        assert page.is_enabled("#send")
+
+    def test_an_error_is_shown(self, page):
+        page.fill("#prompt", "")
+        page.check("input[value=completion]")
+        page.click("#send")
+        _wait_for_text(page, "#problem", "the prompt is empty")
+
+    def test_nothing_is_wider_than_a_phone(self, page):
+        width = page.evaluate("document.documentElement.scrollWidth")
+        assert width <= 390
