@@ -8,11 +8,13 @@ client may see becomes a delta.
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sampler.canvas import decide, uncertainty
+from sampler.canvas import Decision, decide, uncertainty
 from sampler.decoding import CacheKind, Mode
 from sampler.deltas import DeltaWriter
 from sampler.engine_metrics import EngineMetrics
+from sampler.grammar import Constraint
 from sampler.messages import TokenBatch
 from sampler.plan import Plan
 from sampler.rank_spans import RankSpans
@@ -81,6 +83,7 @@ class Advance:
         seats = step.scored.seats[rows]
         self._note(rows[table.is_special[seats]], step, TokenKind.AR)
         table.tokens[seats, table.final[seats]] = step.scores.token[rows]
+        self._take(seats[table.is_special[seats]], table.final[seats[table.is_special[seats]]])
         table.final[seats] += 1
         table.canvas_stop[seats] = table.final[seats]
         self.metrics.tokens_ar += seats.size
@@ -98,6 +101,7 @@ class Advance:
             table.tokens[seat, position] = step.scores.token[row]
             table.kinds[seat, position] = _AR
             table.confidence[seat, position] = step.scores.probability[row]
+            self._take(np.array([seat]), np.array([position]))
             if table.mode[seat] == Mode.SPECULATIVE:
                 table.final[seat] += 1
                 self._begin_proposals(seat)
@@ -133,6 +137,8 @@ class Advance:
             table.tokens[seat, start:new_stop] = drawn[: new_stop - start]
             table.kinds[seat, start:new_stop] = _VERIFIED
             table.kinds[seat, start + confirmed : new_stop] = _AR
+            positions = np.arange(start, new_stop)
+            self._take(np.full(positions.size, seat), positions)
             table.final[seat] = table.canvas_stop[seat] = new_stop
             # The confirmed proposals were stored as they will stay; the last draw was not run.
             table.settled[seat] = min(start + confirmed, new_stop)
@@ -185,6 +191,7 @@ class Advance:
             return []
         mask_id = -1 if self.vocabulary.mask_id is None else self.vocabulary.mask_id
         decision = decide(rows, scored, step.scores, table, mask_id)
+        self._hold_to_grammars(decision, step)
         taken = rows[decision.accepted]
         seats, positions = scored.seats[taken], scored.positions[taken]
         self._note(taken[table.is_special[seats]], step, TokenKind.DIFFUSION)
@@ -207,6 +214,50 @@ class Advance:
             self.scheduler.record(seat).num_revised += edits
             self._move_on(seat, num_accepted=count - edits, num_edited=edits)
         return [int(seat) for seat in moved]
+
+    def _take(self, seats: IntArray, positions: IntArray) -> None:
+        """Let the grammars of sequences know tokens that are final, in text order."""
+        for seat, position in zip(seats.tolist(), positions.tolist(), strict=True):
+            constraint = self.scheduler.record(seat).constraint
+            if constraint is not None:
+                constraint.take([int(self.table.tokens[seat, position])])
+
+    def _hold_to_grammars(self, decision: Decision, step: _Step) -> None:
+        """Accept drafts of constrained answers from the frontier on, as far as they are allowed.
+
+        The frontier's own draft was drawn from what the grammar allows there, and is accepted.
+        """
+        seats = step.scored.seats[decision.rows]
+        for seat in np.unique(seats[self.table.is_special[seats]]).tolist():
+            constraint = self.scheduler.record(seat).constraint
+            if constraint is None:
+                continue
+            own = np.flatnonzero(seats == seat)
+            positions = step.scored.positions[decision.rows[own]]
+            own = own[np.argsort(positions)]
+            decision.accepted[own] = self._allowed_run(
+                constraint,
+                tokens=step.scores.token[decision.rows[own]].tolist(),
+                wanted=decision.accepted[own].tolist(),
+                gaps=np.diff(np.sort(positions), prepend=positions.min() - 1) != 1,
+            )
+
+    def _allowed_run(
+        self,
+        constraint: Constraint,
+        *,
+        tokens: list[int],
+        wanted: list[bool],
+        gaps: NDArray[np.bool_],
+    ) -> NDArray[np.bool_]:
+        """Which of the drafts, from the frontier on, are taken: a run from the left."""
+        taken = np.zeros(len(tokens), dtype=np.bool_)
+        for index, token in enumerate(tokens):
+            stops = index > 0 and (gaps[index] or not wanted[index])
+            if stops or constraint.take([token]) == 0:
+                break
+            taken[index] = True
+        return taken
 
     def _propose(self, rows: IntArray, step: _Step) -> None:
         """Drafts that will be verified: every position takes its token, none is final."""

@@ -9,7 +9,7 @@ from enum import IntEnum
 
 from sampler.acceptance import RULES, Preference, Rule
 from sampler.errors import RequestError
-from sampler.request import DecodingMode, DecodingParams
+from sampler.request import DecodingMode, DecodingParams, SamplingParams
 from weights.families import FamilyRule, Order, Settle
 
 DEFAULT_CONFIDENCE = 0.9
@@ -82,13 +82,17 @@ class Decoding:
     alpha_0: float
 
 
-def resolve_decoding(params: DecodingParams, rule: FamilyRule, *, max_tokens: int) -> Decoding:
+def resolve_decoding(sampling: SamplingParams, rule: FamilyRule) -> Decoding:
     """Check a request's decoding object against what the family can do, and fill in the rest.
 
     Raises RequestError naming the field, its limits and its value.
     """
+    params = sampling.decoding
     mode = _mode(params, rule)
-    block_length = _block_length(params, rule, max_tokens)
+    if sampling.grammar is not None and rule.order is Order.ANY and rule.settle is Settle.CAUSAL:
+        # A grammar is parsed from left to right, and what is settled in another order is final.
+        mode = Mode.AR
+    block_length = _block_length(params, rule, sampling.max_tokens)
     name = _rule_name(params, rule)
     known = RULES[name]
     steps = _positive("steps", params.steps or rule.acceptance.steps) or block_length
@@ -112,7 +116,8 @@ def resolve_decoding(params: DecodingParams, rule: FamilyRule, *, max_tokens: in
         distance_weight=_or(params.distance_weight, rule.acceptance.distance_weight, 0.0),
         quota=quota or 1,
         steps=steps,
-        edit_confidence=edit,
+        # What a grammar has taken cannot be taken back.
+        edit_confidence=None if sampling.grammar is not None else edit,
         max_edit_steps=_positive("max_edit_steps", params.max_edit_steps)
         or rule.acceptance.max_edit_steps
         or block_length,

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sampler.decoding import Mode
 from sampler.messages import TokenBatch
-from sampler.request import Delta, FinishReason, TokenLogprob
+from sampler.request import Delta, FinishReason, RequestStats, TokenLogprob
 from sampler.runner import HostScores
 from sampler.scheduler import Scheduler
 from sampler.score_spec import Vocabulary
@@ -67,6 +67,16 @@ class DeltaWriter:
             top=_alternatives(row, scores, num_top),
         )
 
+    def abort(self, seat: int, *, now_s: float) -> Delta:
+        """End a sequence now; its last delta says what it cost and has no tokens."""
+        delta = Delta(
+            request_id=self._record(seat).request.id,
+            finish=FinishReason.ABORT,
+            stats=self._stats(seat, stop=int(self.table.emitted[seat]), now_s=now_s),
+        )
+        self.scheduler.release(seat)
+        return delta
+
     def _ends(self, seats: IntArray, tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Which answers end with the token just appended."""
         table = self.table
@@ -104,19 +114,28 @@ class DeltaWriter:
             trace=_taken(record.pending_trace, start, stop),
             prompt_logprobs=tuple(record.prompt_logprobs) if first else (),
             finish=finish,
-            stop_token_id=token_ids[-1] if finish is FinishReason.STOP else None,
-            stats=None
-            if finish is None
-            else record.stats(
-                answer_tokens=stop - int(table.prompt_length[seat]),
-                steps=int(table.steps[seat]),
-                kind_counts=table.kind_counts[seat].tolist(),
-                finished_s=now_s,
-            ),
+            stop_token_id=self._stop_token(seat, token_ids, finish),
+            stats=None if finish is None else self._stats(seat, stop=stop, now_s=now_s),
         )
         if finish is not None:
             self.scheduler.release(seat)
         return delta
+
+    def _stats(self, seat: int, *, stop: int, now_s: float) -> RequestStats:
+        table = self.table
+        return self._record(seat).stats(
+            answer_tokens=stop - int(table.prompt_length[seat]),
+            steps=int(table.steps[seat]),
+            kind_counts=table.kind_counts[seat].tolist(),
+            finished_s=now_s,
+        )
+
+    def _stop_token(
+        self, seat: int, token_ids: tuple[int, ...], finish: FinishReason | None
+    ) -> int | None:
+        """The token that ended the answer; a grammar may end it without one."""
+        ended = finish is FinishReason.STOP and token_ids
+        return token_ids[-1] if ended and token_ids[-1] in self._record(seat).stop_ids else None
 
     def _sendable(self, seat: int, start: int) -> tuple[int, FinishReason | None]:
         """Up to which position tokens can be sent, and why the answer ends there if it does."""
@@ -126,6 +145,9 @@ class DeltaWriter:
         stop = self._first_stop(seat, start, filled)
         if stop is not None:
             return stop + 1, FinishReason.STOP
+        constraint = self._record(seat).constraint
+        if constraint is not None and constraint.is_done:
+            return int(table.prompt_length[seat]) + constraint.num_consumed, FinishReason.STOP
         if filled >= limit:
             return limit, FinishReason.LENGTH
         if table.order is not None:

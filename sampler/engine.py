@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from sampler.decoding import Mode, resolve_decoding
 from sampler.engine_config import EngineConfig
 from sampler.engine_metrics import EngineMetrics
 from sampler.errors import PromptTooLong, RequestError
+from sampler.grammar import Grammars
 from sampler.messages import ModelInfo, StepOutput, TokenBatch
 from sampler.plan import Plan
 from sampler.rank_spans import RankSpans
@@ -33,6 +35,18 @@ _DEFAULT_CPU_CACHE_BYTES = 2 << 30
 _GPU_CACHE_SHARE = 0.9
 
 
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What model, settings and memory allow.
+
+    context_length: prompt and answer together, in tokens
+    num_pages:      pages of the cache
+    """
+
+    context_length: int
+    num_pages: int
+
+
 class Engine:
     """Continuous batching over one network.
 
@@ -47,19 +61,19 @@ class Engine:
         rule: FamilyRule,
         vocabulary: Vocabulary,
         config: EngineConfig,
-        context_length: int,
-        num_pages: int,
+        limits: EngineLimits,
         device: torch.device,
+        grammars: Grammars | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config = config
-        self.context_length = context_length
+        self.context_length = limits.context_length
         self.vocabulary = vocabulary
         self.family = rule
         self.rule = span_rule_for(rule)
         self.table = SequenceTable(
             num_seats=config.max_sequences,
-            max_context=context_length,
+            max_context=limits.context_length,
             page_size=config.page_size,
             any_order=isinstance(self.rule, RankSpans),
         )
@@ -67,23 +81,23 @@ class Engine:
             table=self.table,
             rule=self.rule,
             family=rule,
-            num_pages=num_pages,
-            max_rows=config.max_rows,
+            config=config,
+            num_pages=limits.num_pages,
             eos_ids=vocabulary.eos_ids,
-            prefix_caching=config.prefix_caching,
-            seed=config.seed,
+            grammars=grammars,
         )
         self.runner = runner
-        self.metrics = EngineMetrics(pages_total=num_pages, page_size=config.page_size)
+        self.metrics = EngineMetrics(pages_total=limits.num_pages, page_size=config.page_size)
         self.advance = Advance(self.scheduler, vocabulary, self.metrics)
+        self.grammars = grammars
         self._device = device
         self._clock = clock
-        self._refused: list[Delta] = []
+        self._answers: list[Delta] = []
 
     @property
     def has_work(self) -> bool:
         """Whether another step has anything to do."""
-        return self.scheduler.has_work or bool(self._refused)
+        return self.scheduler.has_work or bool(self._answers)
 
     def submit(self, request: Request) -> None:
         """Take a request in; one that cannot be served is answered with an error delta."""
@@ -91,13 +105,21 @@ class Engine:
             self._check(request)
             self.scheduler.add(request)
         except (RequestError, ValueError) as error:
-            self._refused.append(
+            self._answers.append(
                 Delta(request_id=request.id, finish=FinishReason.ERROR, error=str(error))
             )
 
-    def cancel(self, request_id: str) -> None:
-        """Forget a request; its pages are free when this returns."""
-        self.scheduler.cancel(request_id)
+    def cancel(self, request_id: str, *, reports: bool = False) -> None:
+        """Forget a request; its pages are free when this returns.
+
+        reports: a last delta says what it cost, if it is still here
+        """
+        seat = self.scheduler.seat_of(request_id)
+        if seat is not None:
+            delta = self.advance.deltas.abort(seat, now_s=self._clock())
+            self._answers += [delta] if reports else []
+        elif self.scheduler.waiting.remove(request_id) is not None and reports:
+            self._answers.append(Delta(request_id=request_id, finish=FinishReason.ABORT))
 
     def reset(self) -> None:
         """Forget the metrics and every page that nobody owns, as after warming up."""
@@ -111,7 +133,7 @@ class Engine:
     def step(self) -> StepOutput:
         """Plan, run and apply one step; without work, only report."""
         started_s = self._clock()
-        deltas, self._refused = self._refused, []
+        deltas, self._answers = self._answers, []
         tokens = TokenBatch()
         plan = self.scheduler.plan(now_s=started_s)
         if plan is not None:
@@ -154,6 +176,10 @@ class Engine:
         if request.suffix and not self.family.can_infill:
             raise RequestError("this model cannot fill in text before a suffix", field="suffix")
         self._check_decoding(request)
+        if params.grammar is not None:
+            if self.grammars is None:
+                raise RequestError("this model has no tokenizer", field="response_format")
+            self.grammars.constraint(params.grammar)
         ids = np.asarray(request.prompt + request.suffix, dtype=np.int64)
         if ids.min() < 0 or ids.max() >= self.vocabulary.size:
             raise RequestError(
@@ -162,7 +188,7 @@ class Engine:
 
     def _check_decoding(self, request: Request) -> None:
         params = request.params
-        decoding = resolve_decoding(params.decoding, self.family, max_tokens=params.max_tokens)
+        decoding = resolve_decoding(params, self.family)
         if isinstance(self.rule, WholeSpans):
             # A refresh runs the whole text in one step.
             limit, extra = self.config.max_rows, 0
@@ -202,6 +228,7 @@ class Engine:
         metrics.rows_verified += int((plan.propose_stop - plan.settle_stop).sum())
         metrics.rows_drafted += int((plan.draft_stop - plan.propose_stop).sum())
         metrics.rows_scored += scores.token.size
+        metrics.drafting_steps += int((plan.draft_stop > plan.propose_stop).any())
         metrics.generation_tokens += num_tokens + sum(len(delta.token_ids) for delta in deltas)
         for delta in deltas:
             if delta.stats is not None:
@@ -269,5 +296,6 @@ def model_info(
         mask_token_id=rule.mask_token_id,
         block_length=rule.block_length,
         can_infill=rule.can_infill,
+        can_constrain=engine.grammars is not None,
         load_s=load_s,
     )

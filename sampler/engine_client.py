@@ -43,15 +43,22 @@ class EngineClient:
     """Start, feed and stop one engine process.
 
     on_stopped: called once when the engine is gone without having been told to stop
+    log_level, log_format: of the engine process; console or json
     """
 
     def __init__(
-        self, config: EngineConfig, *, on_stopped: Callable[[], None] | None = None
+        self,
+        config: EngineConfig,
+        *,
+        on_stopped: Callable[[], None] | None = None,
+        log_level: str = "INFO",
+        log_format: str = "console",
     ) -> None:
         self.config = config
         self.metrics = EngineMetrics()
         self.last_heard_s = 0.0
         self._on_stopped = on_stopped
+        self._log_options = ["--log-level", log_level, "--log-format", log_format]
         self._info: ModelInfo | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -91,7 +98,10 @@ class EngineClient:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sampler.engine_process", "--fd", str(theirs.fileno())],
+                [
+                    *(sys.executable, "-m", "sampler.engine_process"),
+                    *("--fd", str(theirs.fileno()), *self._log_options),
+                ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
@@ -144,6 +154,14 @@ class EngineClient:
         """Forget a request; nothing happens when it has ended."""
         if self._streams.pop(request_id, None) is not None and self.is_alive:
             self._send(Cancel(request_id=request_id))
+
+    def end_early(self, request_id: str) -> None:
+        """Stop a request whose answer is long enough; its stream ends with what it cost.
+
+        The last delta has `finish` ABORT and may come after deltas that were on their way.
+        """
+        if request_id in self._streams and self.is_alive:
+            self._send(Cancel(request_id=request_id, reports=True))
 
     async def _deltas(
         self, request_id: str, queue: asyncio.Queue[Delta | EngineStopped]

@@ -38,6 +38,7 @@ class EngineMetrics:
     Everything else counts up from the start of the process; times are seconds.
     prefix_queries, prefix_hits: prompt tokens looked up in the prefix cache, and found there.
     rows_settled, rows_verified, rows_drafted: rows run, by kind.
+    drafting_steps: forwards in which at least one sequence drafted.
     rows_scored: rows whose scores were computed.
     tokens_ar, tokens_diffusion, tokens_verified: answer tokens, by how they became final.
     proposals, proposals_accepted: drafted tokens put forward for verification, and confirmed.
@@ -56,6 +57,7 @@ class EngineMetrics:
     prefix_queries: int = 0
     prefix_hits: int = 0
     steps: int = 0
+    drafting_steps: int = 0
     rows_settled: int = 0
     rows_verified: int = 0
     rows_drafted: int = 0

@@ -12,13 +12,15 @@ import signal
 import socket
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import torch
 
-from sampler.engine import Engine, cache_for, model_info
+from sampler.engine import Engine, EngineLimits, cache_for, model_info
 from sampler.engine_config import EngineConfig
+from sampler.grammar import Grammars
 from sampler.messages import (
     FRAME_HEADER_BYTES,
     Cancel,
@@ -129,18 +131,25 @@ def load_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
         model.network, config=config, context_length=model.context_length, device=device
     )
     context_length = min(model.context_length, cache.num_pages * cache.page_size)
+    vocabulary = Vocabulary(
+        size=model.config.vocab_size,
+        eos_ids=frozenset(model.generation.eos_token_ids),
+        mask_id=rule.mask_token_id,
+        mask_is_hidden=rule.suppresses_mask,
+    )
     engine = Engine(
         runner=Runner(model.network, cache),
         rule=rule,
-        vocabulary=Vocabulary(
-            size=model.config.vocab_size,
-            eos_ids=frozenset(model.generation.eos_token_ids),
-            mask_id=rule.mask_token_id,
-            mask_is_hidden=rule.suppresses_mask,
+        vocabulary=vocabulary,
+        grammars=None
+        if model.tokenizer is None
+        else Grammars(
+            model.tokenizer,
+            vocabulary_size=vocabulary.size,
+            eos_ids=model.generation.eos_token_ids,
         ),
         config=config,
-        context_length=context_length,
-        num_pages=cache.num_pages,
+        limits=EngineLimits(context_length=context_length, num_pages=cache.num_pages),
         device=device,
     )
     warm_up(engine)
@@ -177,8 +186,8 @@ def serve(channel: EngineChannel, engine: Engine) -> None:
             match message:
                 case Submit(request=request):
                     engine.submit(request)
-                case Cancel(request_id=request_id):
-                    engine.cancel(request_id)
+                case Cancel(request_id=request_id, reports=reports):
+                    engine.cancel(request_id, reports=reports)
                 case Shutdown():
                     return
                 case Start():
@@ -190,19 +199,41 @@ def main() -> int:
     """Run the process; the exit status is 0 after a shutdown, 1 after a failure."""
     parser = argparse.ArgumentParser(description="Estuary's engine process; started by the server")
     parser.add_argument("--fd", type=int, required=True, help="open socket to the API process")
-    parser.add_argument("--log-level", default="INFO")
+    parser.add_argument("--log-level", default="INFO", help="DEBUG, INFO, WARNING or ERROR")
+    parser.add_argument("--log-format", default="console", choices=("console", "json"))
     arguments = parser.parse_args()
     # Ctrl-C in a terminal reaches both processes; the API process decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(
-        level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    _set_up_logging(arguments.log_level, as_json=arguments.log_format == "json")
     channel = EngineChannel(socket.socket(fileno=arguments.fd))
     try:
         return _run(channel)
     except ChannelClosed:
-        log.warning("the API process is gone; stopping")
+        log.info("the API process closed the channel; stopping")
         return 0
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line, with the same keys as the API process's log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as JSON; a traceback goes into its own key."""
+        content = {
+            "ts": datetime.fromtimestamp(record.created, tz=UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        if record.exc_info:
+            content["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(content).decode()
+
+
+def _set_up_logging(level: str, *, as_json: bool) -> None:
+    handler = logging.StreamHandler()
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonLines() if as_json else text)
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def _run(channel: EngineChannel) -> int:

@@ -27,9 +27,13 @@ class Submit(msgspec.Struct, tag=True, frozen=True):
 
 
 class Cancel(msgspec.Struct, tag=True, frozen=True):
-    """Forget a request, if it is still there; it gets no more deltas."""
+    """Forget a request, if it is still there; it gets no more deltas.
+
+    reports: but one that says what it cost
+    """
 
     request_id: str
+    reports: bool = False
 
 
 class Shutdown(msgspec.Struct, tag=True, frozen=True):

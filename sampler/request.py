@@ -154,6 +154,7 @@ def is_special(params: SamplingParams) -> bool:
         or params.allowed_token_ids is not None
         or params.logprobs is not None
         or params.decoding.trace
+        or params.grammar is not None
         or params.prompt_logprobs is not None
     )
 

@@ -10,6 +10,8 @@ import logging
 import numpy as np
 
 from sampler.decoding import resolve_decoding
+from sampler.engine_config import EngineConfig
+from sampler.grammar import Constraint, Grammars
 from sampler.page_pool import PagePool
 from sampler.plan import Plan
 from sampler.prefix_cache import PrefixCache
@@ -32,20 +34,20 @@ class Scheduler:
         table: SequenceTable,
         rule: SpanRule,
         family: FamilyRule,
+        config: EngineConfig,
         num_pages: int,
-        max_rows: int,
         eos_ids: frozenset[int],
-        prefix_caching: bool = True,
-        seed: int = 0,
+        grammars: Grammars | None = None,
     ) -> None:
         self.table = table
         self.rule = rule
         self.family = family
-        self.prefix_cache = PrefixCache(page_size=table.page_size) if prefix_caching else None
+        cached = config.prefix_caching
+        self.prefix_cache = PrefixCache(page_size=table.page_size) if cached else None
         self.pool = PagePool(
             num_pages=num_pages, page_size=table.page_size, on_evict=self._forget_page
         )
-        self.max_rows = max_rows
+        self.max_rows = config.max_rows
         self.eos_ids = eos_ids
         self.waiting = WaitingQueue()
         self.records: list[SeatRecord | None] = [None] * table.num_seats
@@ -53,7 +55,8 @@ class Scheduler:
         self.prefix_queries = 0
         self.prefix_hits = 0
         self._seat_of: dict[str, int] = {}
-        self._seeds = np.random.default_rng(seed)
+        self._grammars = grammars
+        self._seeds = np.random.default_rng(config.seed)
 
     @property
     def has_work(self) -> bool:
@@ -75,15 +78,9 @@ class Scheduler:
         """Put a request in line."""
         self.waiting.push(request)
 
-    def cancel(self, request_id: str) -> bool:
-        """Forget a request wherever it is; False when it is not here (any more)."""
-        if self.waiting.remove(request_id) is not None:
-            return True
-        seat = self._seat_of.get(request_id)
-        if seat is None:
-            return False
-        self.release(seat)
-        return True
+    def seat_of(self, request_id: str) -> int | None:
+        """The seat of a request, or None when it has none (yet, or any more)."""
+        return self._seat_of.get(request_id)
 
     def release(self, seat: int) -> None:
         """End a sequence: every page and the seat are given back. The only way out of a seat."""
@@ -139,9 +136,7 @@ class Scheduler:
             seed = request.params.seed
             if seed is None:
                 seed = int(self._seeds.integers(0, 1 << 62))
-            decoding = resolve_decoding(
-                request.params.decoding, self.family, max_tokens=request.params.max_tokens
-            )
+            decoding = resolve_decoding(request.params, self.family)
             seat = table.seat(request, decoding, number=entry.number, seed=seed)
             table.room[seat] = self.rule.room(
                 request,
@@ -154,10 +149,18 @@ class Scheduler:
                 seed=seed,
                 stop_ids=self._stop_ids(request),
                 page_key=b"",
+                constraint=self._constraint(request),
                 scheduled_s=now_s,
             )
             self.rule.open_sequence(table, seat, request)
             self.record(seat).cached_tokens = self._reuse_prefix(seat)
+
+    def _constraint(self, request: Request) -> Constraint | None:
+        spec = request.params.grammar
+        if spec is None:
+            return None
+        assert self._grammars is not None, "the engine refuses grammars it cannot keep"
+        return self._grammars.constraint(spec)
 
     def _stop_ids(self, request: Request) -> frozenset[int]:
         own = frozenset() if request.params.ignore_eos else self.eos_ids

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kernels import PURPOSE_DRAFT, PURPOSE_TARGET, AllowedTokens, ScoreSpec, SparseAdjust
 from sampler.acceptance import Rule
 from sampler.decoding import Mode
+from sampler.grammar import Constraint
 from sampler.request import SamplingParams, has_penalties
 from sampler.seat_record import SeatRecord
 from sampler.sequence_table import SequenceTable
@@ -68,7 +69,7 @@ def build_score_spec(
         top_p=tensor(top_p) if (top_p < 1).any() else None,
         min_p=tensor(min_p) if min_p.any() else None,
         adjust=_adjust(chosen, scored, table, vocabulary, device),
-        allowed=_allowed(chosen, scored, vocabulary, device) if chosen else None,
+        allowed=_allowed(chosen, scored, table, vocabulary, device) if chosen else None,
         suppressed=_hidden(vocabulary),
         num_top=max((_num_top(r.request.params) for _, r in chosen), default=0),
         given=tensor(_given(scored, table)) if scored.is_given.any() else None,
@@ -177,27 +178,61 @@ def _entries(record: SeatRecord, proposed: list[int]) -> dict[int, tuple[float, 
 def _allowed(
     chosen: list[tuple[int, SeatRecord]],
     scored: ScoredRows,
+    table: SequenceTable,
     vocabulary: Vocabulary,
     device: torch.device,
 ) -> AllowedTokens | None:
-    """Bitmasks of the rows whose request allows some tokens only."""
+    """Bitmasks of the rows that may draw some tokens only."""
     rows = np.full(scored.rows.size, -1, dtype=np.int32)
     masks: list[NDArray[np.int32]] = []
-    index_of: dict[str, int] = {}
+    by_seat: dict[int, tuple[SeatRecord, list[int]]] = {}
     for row, record in chosen:
-        allowed = record.request.params.allowed_token_ids
-        if allowed is None or scored.is_given[row]:
-            continue
-        if record.request.id not in index_of:
-            index_of[record.request.id] = len(masks)
-            masks.append(bitmask(allowed, vocabulary.size))
-        rows[row] = index_of[record.request.id]
+        if not scored.is_given[row]:
+            by_seat.setdefault(int(scored.seats[row]), (record, []))[1].append(row)
+    for seat, (record, own) in by_seat.items():
+        for row, mask in _masks(seat, own, record, scored, table, vocabulary):
+            rows[row] = len(masks)
+            masks.append(mask)
     if not masks:
         return None
     return AllowedTokens(
         bitmask=torch.from_numpy(np.stack(masks)).to(device),
         rows=torch.from_numpy(rows).to(device),
     )
+
+
+def _masks(
+    seat: int,
+    rows: list[int],
+    record: SeatRecord,
+    scored: ScoredRows,
+    table: SequenceTable,
+    vocabulary: Vocabulary,
+) -> list[tuple[int, NDArray[np.int32]]]:
+    """(row, allowed tokens) of one sequence, from its list of allowed ids and its grammar."""
+    listed = record.request.params.allowed_token_ids
+    masks: dict[int, NDArray[np.int32]] = {}
+    if listed is not None:
+        own = bitmask(listed, vocabulary.size)
+        masks = dict.fromkeys(rows, own)
+    if record.constraint is not None:
+        for row, mask in _grammar_masks(seat, rows, record.constraint, scored, table):
+            masks[row] = mask & masks[row] if row in masks else mask
+    return list(masks.items())
+
+
+def _grammar_masks(
+    seat: int, rows: list[int], constraint: Constraint, scored: ScoredRows, table: SequenceTable
+) -> list[tuple[int, NDArray[np.int32]]]:
+    """What the grammar allows at the frontier, and behind each proposal that it allows."""
+    ordered = sorted(rows, key=lambda row: int(scored.positions[row]))
+    proposes = [row for row in ordered if scored.kinds[row] != RowKind.DRAFT]
+    if proposes:
+        start = int(scored.positions[proposes[0]])
+        proposed = table.tokens[seat, start : start + len(proposes) - 1].tolist()
+        return list(zip(proposes, constraint.masks_along(proposed), strict=False))
+    frontier = next((row for row in ordered if table.is_open[seat, scored.positions[row]]), None)
+    return [] if frontier is None else [(frontier, constraint.mask())]
 
 
 def bitmask(token_ids: tuple[int, ...], vocabulary_size: int) -> NDArray[np.int32]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from sampler.grammar import Constraint
 from sampler.request import Request, RequestStats, TokenLogprob, TokenTrace
 
 
@@ -14,6 +15,7 @@ class SeatRecord:
     page_key:        prefix-cache key of the last page that has one
     num_keyed:       pages that have a key
     token_counts:    how often each token stands in the answer, kept only for penalties
+    constraint:      the state of the answer's grammar, if it has one
     pending_*:       reported with the next delta
     """
 
@@ -21,6 +23,7 @@ class SeatRecord:
     seed: int
     stop_ids: frozenset[int]
     page_key: bytes
+    constraint: Constraint | None = None
     num_keyed: int = 0
     cached_tokens: int = 0
     scheduled_s: float = 0.0

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from sampler.engine import Engine
+from sampler.engine import Engine, EngineLimits
 from sampler.engine_config import EngineConfig
 from sampler.request import DecodingMode, DecodingParams, Request, SamplingParams
 from sampler.runner import HostScores
@@ -100,6 +100,17 @@ class HashRunner:
         )
 
     def _forbidden(self, spec, index):
+        return self._disallowed(spec, index) | set(self._ruled_out(spec, index))
+
+    def _disallowed(self, spec, index):
+        if spec.allowed is None or int(spec.allowed.rows[index]) < 0:
+            return set()
+        words = spec.allowed.bitmask[int(spec.allowed.rows[index])].tolist()
+        allowed = {t for t in range(self.vocabulary) if words[t // 32] >> (t % 32) & 1}
+        assert allowed, "a row that is drawn has at least one allowed token"
+        return set(range(self.vocabulary)) - allowed
+
+    def _ruled_out(self, spec, index):
         if spec.adjust is None:
             return ()
         start, stop = spec.adjust.row_starts[index : index + 2].tolist()
@@ -111,7 +122,9 @@ class HashRunner:
         return {token for token, value in pairs if value == float("-inf")}
 
 
-def hash_engine(rule=CAUSAL_RULE, *, num_pages=64, context=128, eos=(EOS,), **options):
+def hash_engine(
+    rule=CAUSAL_RULE, *, num_pages=64, context=128, eos=(EOS,), grammars=None, **options
+):
     """An engine over a `HashRunner`; options are fields of `EngineConfig`."""
     settings = {"page_size": 4, "max_sequences": 8, "max_rows": 64, **options}
     config = EngineConfig(model="hashes", **settings)
@@ -125,9 +138,11 @@ def hash_engine(rule=CAUSAL_RULE, *, num_pages=64, context=128, eos=(EOS,), **op
             mask_is_hidden=rule.suppresses_mask,
         ),
         config=config,
-        context_length=min(context, num_pages * config.page_size),
-        num_pages=num_pages,
+        limits=EngineLimits(
+            context_length=min(context, num_pages * config.page_size), num_pages=num_pages
+        ),
         device=torch.device("cpu"),
+        grammars=grammars,
     )
 
 

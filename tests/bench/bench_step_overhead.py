@@ -10,7 +10,7 @@ import time
 import numpy as np
 import torch
 
-from sampler.engine import Engine
+from sampler.engine import Engine, EngineLimits
 from sampler.engine_config import EngineConfig
 from sampler.request import Request, SamplingParams
 from sampler.runner import HostScores
@@ -49,8 +49,10 @@ def build(num_sequences: int, max_tokens: int) -> tuple[Engine, IdleRunner]:
         rule=CAUSAL_RULE,
         vocabulary=Vocabulary(size=VOCABULARY, eos_ids=frozenset({2})),
         config=config,
-        context_length=context,
-        num_pages=num_sequences * (context // config.page_size + 1),
+        limits=EngineLimits(
+            context_length=context,
+            num_pages=num_sequences * (context // config.page_size + 1),
+        ),
         device=torch.device("cpu"),
     )
     for number in range(num_sequences):

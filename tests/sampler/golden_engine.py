@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from kernels import allocate_kv_cache
-from sampler.engine import Engine
+from sampler.engine import Engine, EngineLimits
 from sampler.engine_config import EngineConfig
 from sampler.runner import Runner
 from sampler.score_spec import Vocabulary
@@ -75,7 +75,6 @@ def golden_engine(model: LoadedModel, *, eos=(), page_size=4, context=None, **op
             mask_is_hidden=rule.suppresses_mask,
         ),
         config=config,
-        context_length=context,
-        num_pages=num_pages,
+        limits=EngineLimits(context_length=context, num_pages=num_pages),
         device=torch.device("cpu"),
     )

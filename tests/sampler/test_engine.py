@@ -252,3 +252,26 @@ def test_unseeded_requests_differ_and_seeded_ones_do_not():
 def test_eos_is_an_ordinary_token_of_the_vocabulary():
     assert EOS < VOCABULARY
     assert np.unique(answer_alone("b", max_tokens=40)).size > 5
+
+
+def test_ending_early_reports_what_it_cost():
+    engine = hash_engine()
+    engine.submit(request("a", PROMPTS["b"], max_tokens=20))
+    outputs = [engine.step() for _ in range(3)]
+    engine.cancel("a", reports=True)
+    last = engine.step().deltas[-1]
+    assert last.finish is FinishReason.ABORT
+    assert last.stats.answer_tokens == len(collect(outputs)["a"][0]) == 3
+    assert last.stats.prompt_tokens == len(PROMPTS["b"])
+    assert engine.scheduler.pool.num_held == 0
+
+
+def test_ending_a_waiting_request_early_answers_once():
+    engine = hash_engine(max_sequences=1)
+    engine.submit(request("a", PROMPTS["a"]))
+    engine.submit(request("b", PROMPTS["b"]))
+    engine.step()
+    engine.cancel("b", reports=True)
+    engine.cancel("b", reports=True)
+    answers = collect([engine.step()])
+    assert [delta.finish for delta in answers["b"][1]] == [FinishReason.ABORT]
