@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sampler import Delta, EngineStopped, FinishReason, Request
 from server.answer import Answer, AnswerText, Piece, TextRules, fold
@@ -109,19 +109,26 @@ class Answers:
         text: AnswerText,
         observer: RequestObserver,
     ) -> None:
+        ended: Piece | None = None
         try:
             async for delta in deltas:
-                piece = text.add(delta)
-                now_s = time.monotonic()
-                observer.add(piece, now_s=now_s)
-                if self.first_token_ms is None and piece.num_tokens:
-                    self.first_token_ms = round((now_s - self._submitted_s) * 1000, 1)
-                if piece.finish is not None:
-                    self._end(index, piece, delta=delta)
-                    observer.finish(piece)
+                if ended is not None:
+                    # A stop string has ended the answer; what it cost is still to come.
+                    if delta.finish is None:
+                        continue
+                    self._end(index, replace(ended, stats=delta.stats), observer=observer)
                     return
-                if piece.num_tokens or piece.prompt_logprobs:
-                    self._queue.put_nowait(ChoicePiece(index, piece))
+                piece = text.add(delta)
+                self._observe(piece, observer)
+                if piece.finish is None:
+                    if piece.num_tokens or piece.prompt_logprobs:
+                        self._queue.put_nowait(ChoicePiece(index, piece))
+                elif delta.finish is None:
+                    ended = piece
+                    self._engine.end_early(delta.request_id)
+                else:
+                    self._end(index, piece, observer=observer)
+                    return
             self._queue.put_nowait(EngineStopped("the engine ended a stream without a reason"))
         except EngineStopped as error:
             self._open.pop(index, None)
@@ -131,11 +138,16 @@ class Answers:
             log.exception("request %s failed", self._open[index].id)
             self._queue.put_nowait(error)
 
-    def _end(self, index: int, piece: Piece, *, delta: Delta) -> None:
-        """Account for an answer's end; a stop string ends it before the engine does."""
+    def _observe(self, piece: Piece, observer: RequestObserver) -> None:
+        now_s = time.monotonic()
+        observer.add(piece, now_s=now_s)
+        if self.first_token_ms is None and piece.num_tokens:
+            self.first_token_ms = round((now_s - self._submitted_s) * 1000, 1)
+
+    def _end(self, index: int, piece: Piece, *, observer: RequestObserver) -> None:
+        """Account for an answer's end."""
         request = self._open.pop(index)
-        if delta.finish is None:
-            self._engine.cancel(request.id)
+        observer.finish(piece)
         if piece.finish is FinishReason.ERROR:
             log.error("request %s failed in the engine: %s", request.id, piece.error)
             self._queue.put_nowait(ApiError(INTERNAL_ERROR))

@@ -11,7 +11,7 @@ from server.app import create_app
 from server.bench import BenchLoad, bench
 from server.complete import CompleteOptions, complete
 from server.flags import add_settings, given
-from server.logging_setup import set_up_logging
+from server.logging_setup import log_form, set_up_logging
 from server.model_source import engine_config, find_model, model_name, read_text_side
 from server.serve import EXIT_FAILED, EXIT_OK, listen, run
 from server.settings import (
@@ -170,7 +170,11 @@ def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
     bound = listen(settings)
     path = find_model(settings)
     text_side = read_text_side(path, settings)
-    engine = EngineClient(engine_config(settings, path))
+    engine = EngineClient(
+        engine_config(settings, path),
+        log_level=settings.log_level.upper(),
+        log_format=log_form(settings.log_format),
+    )
     app = create_app(
         engine,
         text_side.tokenizer,
@@ -214,7 +218,7 @@ def _complete(settings: Settings, arguments: argparse.Namespace) -> int:
         mode=arguments.mode,
         seed=arguments.sampling_seed,
     )
-    engine = EngineClient(engine_config(settings, path))
+    engine = EngineClient(engine_config(settings, path), log_level="WARNING")
 
     def write(text: str) -> None:
         print(text, end="", flush=True)
@@ -237,7 +241,7 @@ def _bench(settings: Settings, arguments: argparse.Namespace) -> int:
         mode=arguments.mode,
         seed=arguments.bench_seed,
     )
-    engine = EngineClient(engine_config(settings, path))
+    engine = EngineClient(engine_config(settings, path), log_level="WARNING")
     result = asyncio.run(bench(engine, load))
     print(result.table())
     if arguments.json is not None:

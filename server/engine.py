@@ -61,3 +61,7 @@ class Engine(Protocol):
     def cancel(self, request_id: str) -> None:
         """Give up a request; it gets no more deltas. One that has ended is left alone."""
         ...
+
+    def end_early(self, request_id: str) -> None:
+        """End a request; its stream gets a last delta that says what it cost."""
+        ...

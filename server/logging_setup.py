@@ -9,14 +9,20 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 
+def log_form(form: str | None, stream: TextIO = sys.stderr) -> str:
+    """The form of log lines: as it was set, else console on a terminal and json elsewhere."""
+    if form is not None:
+        return form
+    return "console" if stream.isatty() else "json"
+
+
 def set_up_logging(*, form: str | None, level: str, stream: TextIO = sys.stderr) -> None:
     """Send every logger of the process to `stream`.
 
     form: json or console; None is console on a terminal, else json
     """
-    is_console = stream.isatty() if form is None else form == "console"
     renderer: Processor
-    if is_console:
+    if log_form(form, stream) == "console":
         renderer = structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)
     else:
         renderer = structlog.processors.JSONRenderer()

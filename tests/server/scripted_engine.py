@@ -140,6 +140,7 @@ class ScriptedEngine:
     context_length: int = CONTEXT_LENGTH
     submitted: list[Request] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    ended_early: list[str] = field(default_factory=list)
     is_alive: bool = False
     is_ready: bool = False
     last_heard_s: float = field(default_factory=time.monotonic)
@@ -192,12 +193,21 @@ class ScriptedEngine:
             self._open.discard(request_id)
             self.cancelled.append(request_id)
 
+    def end_early(self, request_id: str) -> None:
+        self.ended_early.append(request_id)
+
     def die(self) -> None:
         self.is_alive = self.is_ready = False
 
     async def _say(self, request: Request) -> AsyncIterator[Delta]:
+        num_tokens = 0
         for item in self.script(request):
             await asyncio.sleep(0)
+            if request.id in self.ended_early:
+                self._open.discard(request.id)
+                costs = stats(request, num_tokens, cached_tokens=1)
+                yield Delta(request.id, finish=FinishReason.ABORT, stats=costs)
+                return
             if isinstance(item, asyncio.Event):
                 await item.wait()
                 if not self.is_alive:
@@ -206,6 +216,7 @@ class ScriptedEngine:
                 self._open.discard(request.id)
                 raise item
             else:
+                num_tokens += len(item.token_ids)
                 if item.finish is not None:
                     self._open.discard(request.id)
                 yield item

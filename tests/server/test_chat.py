@@ -189,7 +189,10 @@ async def test_a_stop_string_ends_the_answer_and_the_request(serve):
     assert choice["finish_reason"] == "stop"
     assert choice["stop_reason"] == ". t"
     assert response.json()["usage"]["completion_tokens"] == len("one. t")
-    assert served.engine.cancelled == [served.engine.submitted[0].id]
+    assert response.json()["usage"]["prompt_tokens_details"] == {"cached_tokens": 1}
+    assert response.json()["usage"]["decoding"]["forward_passes"] == len("one. t")
+    assert served.engine.ended_early == [served.engine.submitted[0].id]
+    assert served.engine.num_open == 0
 
 
 async def test_a_stop_token_that_is_not_end_of_text_is_named(serve):

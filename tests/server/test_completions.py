@@ -200,14 +200,14 @@ async def test_a_stop_string_over_token_borders_is_never_shown(serve):
         chunks = events(await served.complete(stop=["STOP", "zzz"], stream=True))
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "say "
     assert chunks[-1]["choices"][0]["stop_reason"] == "STOP"
-    assert len(served.engine.cancelled) == 1
+    assert len(served.engine.ended_early) == 1
 
 
 async def test_what_looked_like_a_stop_string_is_given_in_the_end(serve):
     async with serve(ScriptedEngine(saying("say STO"))) as served:
         body = (await served.complete(stop="STOP")).json()
     assert body["choices"][0]["text"] == "say STO"
-    assert served.engine.cancelled == []
+    assert served.engine.ended_early == []
 
 
 async def test_the_stop_string_stays_when_asked_for(serve):
