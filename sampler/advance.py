@@ -24,6 +24,7 @@ from sampler.scheduler import Scheduler
 from sampler.score_spec import Vocabulary
 from sampler.sequence_table import NEVER_EDIT, TOKEN_KINDS, IntArray, Stage
 from sampler.step_input import RowKind, ScoredRows
+from sampler.window_spans import WindowSpans
 
 _AR = TOKEN_KINDS.index(TokenKind.AR)
 _DIFFUSION = TOKEN_KINDS.index(TokenKind.DIFFUSION)
@@ -190,7 +191,14 @@ class Advance:
         if rows.size == 0:
             return []
         mask_id = -1 if self.vocabulary.mask_id is None else self.vocabulary.mask_id
-        decision = decide(rows, scored, step.scores, table, mask_id)
+        decision = decide(
+            rows,
+            scored,
+            step.scores,
+            table,
+            mask_id=mask_id,
+            by_position=self.rule.decides_by_position,
+        )
         self._hold_to_grammars(decision, step)
         taken = rows[decision.accepted]
         seats, positions = scored.seats[taken], scored.positions[taken]
@@ -280,6 +288,9 @@ class Advance:
         table = self.table
         if isinstance(self.rule, RankSpans):
             self._rank_accepted(seat, num_accepted)
+            return
+        if isinstance(self.rule, WindowSpans):
+            self.rule.slide(self.table, seat)
             return
         self._move_part(seat)
         if num_accepted == 0 and not self._has_open(seat):

@@ -36,16 +36,24 @@ class Decision:
 
 
 def decide(
-    rows: IntArray, scored: ScoredRows, scores: HostScores, table: SequenceTable, mask_id: int
+    rows: IntArray,
+    scored: ScoredRows,
+    scores: HostScores,
+    table: SequenceTable,
+    *,
+    mask_id: int,
+    by_position: bool,
 ) -> Decision:
-    """Apply each sequence's rule to its drafts: which are accepted, which replace a token."""
+    """Apply each sequence's rule to its drafts: which are accepted, which replace a token.
+
+    by_position: a column of a canvas is a position; otherwise a rank
+    """
     seats_of_rows, positions, ranks = scored.seats[rows], scored.positions[rows], scored.ranks[rows]
     seats, line = np.unique(seats_of_rows, return_inverse=True)
-    # A column is a position of the canvas; of an any-order one, a rank.
-    column = ranks - table.part_start[seats_of_rows] if table.order is None else ranks
+    column = positions - table.part_start[seats_of_rows] if by_position else ranks
     base = np.full(seats.size, np.iinfo(np.int64).max)
     np.minimum.at(base, line, column)
-    column = column - (np.minimum(base, 0) if table.order is None else base)[line]
+    column = column - (np.minimum(base, 0) if by_position else base)[line]
     shape = (seats.size, int(column.max()) + 1)
     token = scores.token[rows]
     is_open = table.is_open[seats_of_rows, positions]
@@ -59,7 +67,9 @@ def decide(
         positions=_spread(positions, line, column, shape),
     )
     knobs = _knobs(seats, table)
-    accepted = accept(_narrowed(canvas, seats, table), knobs)
+    if by_position:
+        canvas = _narrowed(canvas, seats, table)
+    accepted = accept(canvas, knobs)
     edited = _edits(canvas, seats, seats_of_rows, positions, line, column, table)
     taken = (accepted | edited)[line, column].numpy()
     return Decision(rows=rows, accepted=taken, edited=edited[line, column].numpy())
@@ -121,8 +131,6 @@ def _knobs(seats: IntArray, table: SequenceTable) -> CanvasKnobs:
 
 def _narrowed(canvas: CanvasScores, seats: IntArray, table: SequenceTable) -> CanvasScores:
     """The same canvases, open only in the leftmost part that has open positions."""
-    if table.order is not None:
-        return canvas
     part = torch.from_numpy(table.sub_block_length[seats])
     return CanvasScores(
         is_open=leftmost_part(canvas.is_open, part),

@@ -19,6 +19,8 @@ from weights.families import FamilyRule, Grid, Settle, Speaks
 class CanvasSpans:
     """Spans of a family with a canvas at the end of each text."""
 
+    decides_by_position = True
+
     def __init__(self, rule: FamilyRule) -> None:
         self.rule = rule
         self.settled_speak_of_next = rule.settled_speaks_of is Speaks.NEXT

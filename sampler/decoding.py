@@ -101,7 +101,7 @@ def resolve_decoding(sampling: SamplingParams, rule: FamilyRule) -> Decoding:
     if edit is None:
         edit = rule.acceptance.edit_confidence
     _check_probability("edit_confidence", edit)
-    width = _positive("width", params.width) or min(block_length, DEFAULT_WIDTH)
+    width = _positive("width", params.width) or rule.width or min(block_length, DEFAULT_WIDTH)
     if width > LARGEST_WIDTH:
         raise _refusal("width", f"must be at most {LARGEST_WIDTH}, got {width}")
     return Decoding(

@@ -26,6 +26,7 @@ from sampler.sequence_table import SequenceTable
 from sampler.span_rules import span_rule_for
 from sampler.step_input import StepInput, build_step_input
 from sampler.whole_spans import WholeSpans
+from sampler.window_spans import WindowSpans
 from weights.families import FamilyRule
 from weights.network import Network
 
@@ -75,7 +76,7 @@ class Engine:
             num_seats=config.max_sequences,
             max_context=limits.context_length,
             page_size=config.page_size,
-            any_order=isinstance(self.rule, RankSpans),
+            any_order=isinstance(self.rule, RankSpans | WindowSpans),
         )
         self.scheduler = Scheduler(
             table=self.table,

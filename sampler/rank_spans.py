@@ -89,6 +89,8 @@ def strided_schedule(open_positions: IntArray, *, alpha_0: float, num_parts: int
 class RankSpans:
     """Spans of an any-order family that is causal in rank."""
 
+    decides_by_position = False
+
     settled_speak_of_next = False
     drafts_speak_of_next = False
 

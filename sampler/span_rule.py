@@ -16,8 +16,10 @@ class SpanRule(Protocol):
     settled_speak_of_next: scores of settled rows and proposals speak of the next position
     drafts_speak_of_next:  scores of drafted rows do
     suppresses_mask:       the mask token counts in no probability
+    decides_by_position:   acceptance looks at a canvas by position; otherwise by rank
     """
 
+    decides_by_position: bool
     settled_speak_of_next: bool
     drafts_speak_of_next: bool
     suppresses_mask: bool
@@ -60,6 +62,7 @@ class CausalSpans:
     draws the next one.
     """
 
+    decides_by_position = True
     settled_speak_of_next = True
     drafts_speak_of_next = False
     suppresses_mask = False

@@ -4,7 +4,8 @@ from sampler.canvas_spans import CanvasSpans
 from sampler.rank_spans import RankSpans
 from sampler.span_rule import CausalSpans, SpanRule
 from sampler.whole_spans import WholeSpans
-from weights.families import FamilyRule, Order, Settle
+from sampler.window_spans import WindowSpans
+from weights.families import DraftLimit, FamilyRule, Order, Settle
 
 
 def span_rule_for(rule: FamilyRule) -> SpanRule:
@@ -15,4 +16,6 @@ def span_rule_for(rule: FamilyRule) -> SpanRule:
         return WholeSpans(rule)
     if rule.order is Order.ANY:
         return RankSpans(rule)
+    if rule.draft_limit is DraftLimit.OWN_ENTRY:
+        return WindowSpans(rule)
     return CanvasSpans(rule)

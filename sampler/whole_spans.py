@@ -18,6 +18,8 @@ from weights.families import FamilyRule, Speaks
 class WholeSpans:
     """Spans of a bidirectional family."""
 
+    decides_by_position = True
+
     settled_speak_of_next = False
 
     def __init__(self, rule: FamilyRule) -> None:

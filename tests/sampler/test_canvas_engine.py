@@ -76,7 +76,18 @@ WHOLE = replace(
     sub_block_length=4,
     can_infill=True,
 )
+WINDOW = replace(
+    BLOCK,
+    settle=Settle.CAUSAL,
+    draft_limit=DraftLimit.OWN_ENTRY,
+    settled_speaks_of=Speaks.NOTHING,
+    grid=Grid.NONE,
+    block_length=None,
+    width=5,
+    acceptance=AcceptanceDefaults("entropy_distance", entropy_bound=1.2, distance_weight=0.05),
+)
 RULES = {
+    "window": (WINDOW, None),
     "block": (BLOCK, None),
     "edited": (EDITED, None),
     "seeded": (SEEDED, None),
