@@ -39,19 +39,26 @@ class Description(TypedDict):
 
 
 def describe(
-    body: type[BaseModel], answer: type[BaseModel], *, streams: bool = False
+    body: type[BaseModel], answer: type[BaseModel] | None = None, *, streams: bool = False
 ) -> Description:
-    """What a route takes and gives."""
-    success: dict[str, Any] = {"model": answer, "description": "The answer."}
+    """What a route takes and gives; without `answer` it gives JSON of the other API's shape."""
+    success: dict[str, Any] = {"description": "The answer."}
+    content: dict[str, Any] = {}
+    if answer is not None:
+        success["model"] = answer
+    else:
+        content["application/json"] = {"schema": {"type": "object"}}
     if streams:
-        success["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+        content["text/event-stream"] = {"schema": {}}
+    if content:
+        success["content"] = content
     return {
         "responses": {200: success, **ERROR_RESPONSES},
-        "openapi_extra": body_schema(body),
+        "openapi_extra": _body_schema(body),
     }
 
 
-def body_schema(body: type[BaseModel]) -> dict[str, Any]:
+def _body_schema(body: type[BaseModel]) -> dict[str, Any]:
     """What a route takes."""
     schema = {"$ref": _REF_TEMPLATE.format(model=body.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

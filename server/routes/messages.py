@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from server.as_chat import chat_of_messages
 from server.model_tools import ModelTools
-from server.openapi import ERROR_RESPONSES, body_schema
+from server.openapi import describe
 from server.read_body import ReadBody, body_reader
 from server.reply import ReplyFacts
 from server.reply_messages import MessagesReply
@@ -19,7 +19,7 @@ from server.state import ServerState, server_state
 from server.translate import Translated, count_chat_tokens, translate_chat
 from server.usage import UsageCount
 
-router = APIRouter(responses=ERROR_RESPONSES)
+router = APIRouter()
 
 
 class TokenCount(BaseModel):
@@ -28,7 +28,7 @@ class TokenCount(BaseModel):
     input_tokens: int
 
 
-@router.post("/v1/messages", openapi_extra=body_schema(MessagesBody))
+@router.post("/v1/messages", **describe(MessagesBody, streams=True))
 async def create_message(
     http: Request,
     state: Annotated[ServerState, Depends(server_state)],
@@ -45,7 +45,7 @@ async def create_message(
     return await generate(http, state, asked, translate=translate, make_reply=_make_reply)
 
 
-@router.post("/v1/messages/count_tokens", openapi_extra=body_schema(CountBody))
+@router.post("/v1/messages/count_tokens", **describe(CountBody, TokenCount))
 async def count_message_tokens(
     state: Annotated[ServerState, Depends(server_state)],
     read: Annotated[ReadBody[CountBody], Depends(body_reader(CountBody))],

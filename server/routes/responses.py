@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from server.as_chat import chat_of_responses
 from server.model_tools import ModelTools
-from server.openapi import ERROR_RESPONSES, body_schema
+from server.openapi import describe
 from server.read_body import ReadBody, body_reader
 from server.reply import ReplyFacts
 from server.reply_responses import ResponsesReply
@@ -17,10 +17,10 @@ from server.state import ServerState, server_state
 from server.translate import Translated, translate_chat
 from server.usage import UsageCount
 
-router = APIRouter(responses=ERROR_RESPONSES)
+router = APIRouter()
 
 
-@router.post("/v1/responses", openapi_extra=body_schema(ResponsesBody))
+@router.post("/v1/responses", **describe(ResponsesBody, streams=True))
 async def create_response(
     http: Request,
     state: Annotated[ServerState, Depends(server_state)],
