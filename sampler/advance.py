@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sampler.canvas import Decision, decide, uncertainty
+from sampler.canvas import Decision, decide, remasked, uncertainty
 from sampler.decoding import CacheKind, Mode
 from sampler.deltas import DeltaWriter
 from sampler.engine_metrics import EngineMetrics
@@ -84,6 +84,7 @@ class Advance:
         seats = step.scored.seats[rows]
         self._note(rows[table.is_special[seats]], step, TokenKind.AR)
         table.tokens[seats, table.final[seats]] = step.scores.token[rows]
+        table.confidence[seats, table.final[seats]] = step.scores.probability[rows]
         self._take(seats[table.is_special[seats]], table.final[seats[table.is_special[seats]]])
         table.final[seats] += 1
         table.canvas_stop[seats] = table.final[seats]
@@ -136,6 +137,9 @@ class Advance:
             new_stop = min(start + confirmed + 1, int(table.limit[seat]))
             self._note(own[: new_stop - start], step, TokenKind.VERIFIED, last=confirmed)
             table.tokens[seat, start:new_stop] = drawn[: new_stop - start]
+            table.confidence[seat, start:new_stop] = step.scores.probability[own][
+                : new_stop - start
+            ]
             table.kinds[seat, start:new_stop] = _VERIFIED
             table.kinds[seat, start + confirmed : new_stop] = _AR
             positions = np.arange(start, new_stop)
@@ -165,6 +169,7 @@ class Advance:
             count = min(confirmed + 1, own.size)
             self._note(own[:count], step, TokenKind.VERIFIED, last=confirmed)
             table.tokens[seat, positions[:count]] = drawn[:count]
+            table.confidence[seat, positions[:count]] = step.scores.probability[own[:count]]
             table.kinds[seat, positions[:confirmed]] = _VERIFIED
             table.kinds[seat, positions[confirmed:count]] = _AR
             table.is_open[seat, positions[count:]] = True
@@ -200,6 +205,7 @@ class Advance:
             by_position=self.rule.decides_by_position,
         )
         self._hold_to_grammars(decision, step)
+        reopened = self._remask(np.unique(scored.seats[rows]), decision, scored)
         taken = rows[decision.accepted]
         seats, positions = scored.seats[taken], scored.positions[taken]
         self._note(taken[table.is_special[seats]], step, TokenKind.DIFFUSION)
@@ -214,6 +220,7 @@ class Advance:
         moved = np.unique(scored.seats[rows])
         accepted = np.bincount(seats, minlength=table.num_seats)[moved]
         edited = np.bincount(scored.seats[rows[decision.edited]], minlength=table.num_seats)[moved]
+        table.is_open[reopened] = True
         self._count_steps(moved, accepted - edited)
         for seat, count, edits in zip(
             moved.tolist(), accepted.tolist(), edited.tolist(), strict=True
@@ -222,6 +229,18 @@ class Advance:
             self.scheduler.record(seat).num_revised += edits
             self._move_on(seat, num_accepted=count - edits, num_edited=edits)
         return [int(seat) for seat in moved]
+
+    def _remask(
+        self, seats: IntArray, decision: Decision, scored: ScoredRows
+    ) -> tuple[IntArray, IntArray]:
+        """(seats, positions) that become open again; never in a step that accepts nothing."""
+        gains = np.unique(scored.seats[decision.rows[decision.accepted]])
+        seats = seats[np.isin(seats, gains) & (self.table.remask[seats] > 0)]
+        reopened = remasked(seats, self.table)
+        self.metrics.tokens_revised += reopened[0].size
+        for seat in reopened[0].tolist():
+            self.scheduler.record(seat).num_revised += 1
+        return reopened
 
     def _take(self, seats: IntArray, positions: IntArray) -> None:
         """Let the grammars of sequences know tokens that are final, in text order."""

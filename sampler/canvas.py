@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kernels import edit_tokens
+from kernels import PURPOSE_CHOICE, edit_tokens, remask_tokens, uniform_noise
 from sampler.acceptance import CanvasKnobs, CanvasScores, Preference, Rule, accept, leftmost_part
 from sampler.decoding import Schedule
 from sampler.runner import HostScores
@@ -97,6 +97,47 @@ def quotas(seats: IntArray, table: SequenceTable) -> IntArray:
         table.quota[seats],
     )
     return np.where(table.rule[seats] == Rule.THRESHOLD_IN_QUOTA, owed, by_schedule)
+
+
+def remasked(seats: IntArray, table: SequenceTable) -> tuple[IntArray, IntArray]:
+    """(seats, positions) that sequences reopen: ReMDM in the part that is being decided.
+
+    A filled position is reopened with a probability that grows as its token was less sure when
+    it was filled. A canvas that has taken all its planned steps reopens nothing, so that every
+    canvas ends.
+    """
+    seats = seats[table.part_steps[seats] + 1 < table.steps_planned[seats]]
+    if seats.size == 0:
+        return seats, seats
+    width = int(table.sub_block_length[seats].max())
+    positions = table.part_start[seats, None] + np.arange(width)
+    inside = (
+        positions
+        < np.minimum(
+            table.part_start[seats] + table.sub_block_length[seats],
+            np.minimum(table.canvas_stop[seats], table.limit[seats]),
+        )[:, None]
+    )
+    columns = np.where(inside, positions, 0)
+    lines = seats[:, None]
+    filled = inside & ~table.is_open[lines, columns] & ~table.is_fixed[lines, columns]
+    filled &= columns >= table.prompt_length[lines]
+    counters = np.broadcast_to(table.canvas_steps[lines], columns.shape)
+    uniform = uniform_noise(
+        torch.from_numpy(np.broadcast_to(table.seeds[lines], columns.shape).ravel().copy()),
+        torch.from_numpy(columns.ravel()),
+        torch.full((columns.size,), PURPOSE_CHOICE),
+        torch.from_numpy(counters.ravel().copy()),
+        torch.ones(1, dtype=torch.int64),
+    )
+    reopened = remask_tokens(
+        torch.from_numpy(table.confidence[lines, columns]),
+        torch.from_numpy(filled),
+        uniform.view(columns.shape),
+        torch.from_numpy(table.remask[seats]) * torch.from_numpy(filled.sum(1)).float(),
+    ).numpy()
+    line, column = np.nonzero(reopened & filled)
+    return seats[line], columns[line, column]
 
 
 def _open_counts(seats: IntArray, table: SequenceTable) -> IntArray:

@@ -62,6 +62,7 @@ class Decoding:
     steps:            denoising steps of a canvas, for schedules
     edit_confidence:  None: filled tokens never change
     alpha_0:          share decoded by diffusion (any-order families)
+    remask:           largest share of the filled positions that a step reopens; 0 for none
     """
 
     mode: Mode
@@ -80,6 +81,7 @@ class Decoding:
     max_steps: int | None
     cache: CacheKind
     alpha_0: float
+    remask: float
 
 
 def resolve_decoding(sampling: SamplingParams, rule: FamilyRule) -> Decoding:
@@ -124,6 +126,7 @@ def resolve_decoding(sampling: SamplingParams, rule: FamilyRule) -> Decoding:
         max_steps=_positive("max_steps", params.max_steps),
         cache=_cache(params, rule),
         alpha_0=_alpha_0(params, rule),
+        remask=_remask(sampling, rule),
     )
 
 
@@ -241,6 +244,19 @@ def _alpha_0(params: DecodingParams, rule: FamilyRule) -> float:
         # Adaptive: masks are queried from left to right unless an order is asked for.
         return 0.0
     return _or(value, rule.acceptance.alpha_0, 1.0)
+
+
+def _remask(sampling: SamplingParams, rule: FamilyRule) -> float:
+    value = sampling.decoding.remask
+    if value is None:
+        return 0.0
+    if not 0 <= value < 1:
+        raise _refusal("remask", f"must be at least 0 and below 1, got {value}")
+    if value and (rule.settle is Settle.CAUSAL or not rule.drafts):
+        raise _refusal("remask", "needs a canvas in which filled tokens are not final at once")
+    if value and sampling.grammar is not None:
+        raise _refusal("remask", "cannot be combined with a grammar")
+    return value
 
 
 def _positive(field: str, value: int | None) -> int | None:

@@ -7,7 +7,15 @@ from numpy.typing import NDArray
 
 from sampler.decoding import Mode
 from sampler.messages import TokenBatch
-from sampler.request import Delta, FinishReason, RequestStats, TokenLogprob
+from sampler.request import (
+    Delta,
+    FinishReason,
+    Frame,
+    FramePosition,
+    FrameState,
+    RequestStats,
+    TokenLogprob,
+)
 from sampler.runner import HostScores
 from sampler.scheduler import Scheduler
 from sampler.score_spec import Vocabulary
@@ -98,10 +106,11 @@ class DeltaWriter:
         table, record = self.table, self._record(seat)
         start = int(table.emitted[seat])
         stop, finish = self._sendable(seat, start)
-        if stop == start and finish is None:
+        frame = self._frame(seat) if record.request.params.decoding.frames else None
+        if stop == start and finish is None and frame is None:
             return None
         first = start == int(table.prompt_length[seat])
-        if first:
+        if first and stop > start:
             record.first_token_s = now_s
         token_ids = tuple(table.tokens[seat, start:stop].tolist())
         kinds = np.bincount(table.kinds[seat, start:stop], minlength=len(TOKEN_KINDS))
@@ -112,7 +121,8 @@ class DeltaWriter:
             token_ids=token_ids,
             logprobs=_taken(record.pending_logprobs, start, stop),
             trace=_taken(record.pending_trace, start, stop),
-            prompt_logprobs=tuple(record.prompt_logprobs) if first else (),
+            prompt_logprobs=tuple(record.prompt_logprobs) if first and stop > start else (),
+            frame=frame,
             finish=finish,
             stop_token_id=self._stop_token(seat, token_ids, finish),
             stats=None if finish is None else self._stats(seat, stop=stop, now_s=now_s),
@@ -120,6 +130,38 @@ class DeltaWriter:
         if finish is not None:
             self.scheduler.release(seat)
         return delta
+
+    def _frame(self, seat: int) -> Frame:
+        """The canvas of a sequence, or of one without a canvas the token that came last."""
+        table = self.table
+        length, limit = int(table.prompt_length[seat]), int(table.limit[seat])
+        ranks = np.arange(int(table.emitted[seat]), int(table.canvas_stop[seat]))
+        positions = ranks if table.order is None else np.sort(self._canvas_positions(seat))
+        positions = positions[(positions >= length) & (positions < limit)]
+        filled = positions[~table.is_open[seat, positions]]
+        final_stop = int(table.final[seat]) if table.order is None else limit
+        states = [FrameState.FINAL if p < final_stop else FrameState.DRAFT for p in filled.tolist()]
+        columns = (
+            (filled - length).tolist(),
+            table.tokens[seat, filled].tolist(),
+            table.confidence[seat, filled].tolist(),
+            [TOKEN_KINDS[kind] for kind in table.kinds[seat, filled].tolist()],
+            states,
+        )
+        base = int(positions.min()) if positions.size else length
+        return Frame(
+            step=int(table.steps[seat]),
+            base=base - length,
+            length=int(positions.size),
+            positions=tuple(FramePosition(*entry) for entry in zip(*columns, strict=True)),
+        )
+
+    def _canvas_positions(self, seat: int) -> IntArray:
+        """Positions of an any-order canvas, those already final among them."""
+        table = self.table
+        assert table.order is not None, "only called for any-order families"
+        start = int(table.prompt_stop[seat])
+        return table.order[seat, start : table.canvas_stop[seat]].astype(np.int64)
 
     def _stats(self, seat: int, *, stop: int, now_s: float) -> RequestStats:
         table = self.table

@@ -33,6 +33,16 @@ class TokenKind(StrEnum):
     VERIFIED = "verified"
 
 
+class FrameState(StrEnum):
+    """What has become of a position of a canvas.
+
+    DRAFT: filled, and may still change or is not reached from the left yet; FINAL: past changing
+    """
+
+    DRAFT = "draft"
+    FINAL = "final"
+
+
 class GrammarKind(StrEnum):
     """What a grammar is written in."""
 
@@ -74,7 +84,10 @@ class DecodingParams:
     edit_confidence: replace a filled token of the canvas by one at least this probable
     max_edit_steps: steps in which a full canvas may still be edited
     cache:          what a bidirectional family keeps between refreshes: none, prefix or dual
+    remask:         largest share of a canvas's filled positions that a step reopens (ReMDM),
+                    in [0, 1)
     infill_length:  positions to fill before a given suffix
+    frames:         report the canvas as it stands after every step
     trace:          report step, kind and uncertainty of every token
     """
 
@@ -96,7 +109,9 @@ class DecodingParams:
     edit_confidence: float | None = None
     max_edit_steps: int | None = None
     cache: str | None = None
+    remask: float | None = None
     infill_length: int | None = None
+    frames: bool = False
     trace: bool = False
 
 
@@ -154,6 +169,7 @@ def is_special(params: SamplingParams) -> bool:
         or params.allowed_token_ids is not None
         or params.logprobs is not None
         or params.decoding.trace
+        or params.decoding.frames
         or params.grammar is not None
         or params.prompt_logprobs is not None
     )
@@ -208,6 +224,37 @@ class TokenTrace:
 
 
 @dataclass(frozen=True, slots=True)
+class FramePosition:
+    """A filled position of a canvas.
+
+    offset:      from the start of the answer
+    probability: of its token when it was filled, in (0, 1]
+    """
+
+    offset: int
+    token_id: int
+    probability: float
+    kind: TokenKind
+    state: FrameState
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A canvas as it stands after a step; each frame is complete, so that any may be dropped.
+
+    step:      forwards with rows of this sequence so far
+    base:      offset of the canvas from the start of the answer
+    length:    positions of the canvas
+    positions: those that are filled, by offset
+    """
+
+    step: int
+    base: int
+    length: int
+    positions: tuple[FramePosition, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RequestStats:
     """What a finished request cost; times are monotonic seconds of the machine.
 
@@ -241,6 +288,7 @@ class Delta:
     logprobs:        one per token when asked for, else empty
     trace:           one per token when asked for, else empty
     prompt_logprobs: with the first delta when asked for: one per prompt token after the first
+    frame:           the canvas after this step, when asked for
     error:           what went wrong, when finish is ERROR
     stats:           with the last delta
     """
@@ -252,5 +300,6 @@ class Delta:
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     finish: FinishReason | None = None
     stop_token_id: int | None = None
+    frame: Frame | None = None
     error: str | None = None
     stats: RequestStats | None = None

@@ -288,6 +288,32 @@ def test_logprobs_belong_to_the_tokens_sent(name):
         assert [e.token_id for d in deltas for e in d.logprobs] == tokens
 
 
+@pytest.mark.parametrize("name", ["block", "seeded", "whole"])
+def test_remasking_reopens_tokens_and_still_ends(name):
+    rule, own = RULES[name]
+    decoding = {**(own or {}), "remask": 0.5, "rule": "first_hitting", "steps": 24}
+    engine = hash_engine(rule)
+    answers = run_all(engine, *requests_for(decoding))
+    assert {n: len(answers[n][0]) for n in PROMPTS} == LENGTHS
+    assert all(MASK not in tokens for tokens, _ in answers.values())
+    assert engine.metrics.tokens_revised > 0
+    assert {n: answers[n][0] for n in PROMPTS} == answers_alone(rule, decoding)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_frames_show_the_canvas_filling_and_end_with_the_answer(name):
+    rule, decoding = RULES[name]
+    framed = {**(decoding or {}), "frames": True}
+    tokens, deltas = run_all(hash_engine(rule), *requests_for(framed, names=["d"]))["d"]
+    frames = [delta.frame for delta in deltas if delta.frame is not None]
+    shown = {p.offset: p.token_id for frame in frames for p in frame.positions}
+    assert [shown[offset] for offset in range(len(tokens))] == tokens
+    assert all(0 < p.probability <= 1 for frame in frames for p in frame.positions)
+    assert [frame.step for frame in frames] == sorted(frame.step for frame in frames)
+    plain = run_all(hash_engine(rule), *requests_for(decoding, names=["d"]))["d"][0]
+    assert tokens == plain
+
+
 @pytest.mark.parametrize("name", ["ranked", "ranked_speculative", "whole"])
 def test_infill_keeps_to_its_gap_and_sees_the_suffix(name):
     rule, decoding = RULES[name]
