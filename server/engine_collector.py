@@ -44,7 +44,7 @@ class EngineCollector(Collector):
         yield _gauge("estuary_requests_running", "Running requests", metrics.num_running, labels)
         yield _gauge("estuary_requests_waiting", "Waiting requests", metrics.num_waiting, labels)
         yield _gauge("estuary_pages_used", "Cache pages in use", metrics.pages_used, labels)
-        yield _gauge("estuary_pages_total", "Cache pages", metrics.pages_total, labels)
+        yield _gauge("estuary_pages_capacity", "Cache pages", metrics.pages_total, labels)
         for name, text, value in (
             ("estuary_forward_passes", "Runs of the network", metrics.steps),
             ("estuary_preemptions", "Sequences that gave up their pages", metrics.num_preemptions),

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from server import probe
 from server.serve import listen
 from server.settings import SettingsError, load_settings
 
@@ -191,6 +192,15 @@ def test_a_dead_engine_ends_its_streams_and_therunning_server():
     assert json.loads(said[-2].removeprefix("data: "))["error"]["code"] == "engine_dead"
     assert said[-1] == "data: [DONE]"
     assert "the engine has stopped" in log
+
+
+def test_the_containers_probe_asks_for_health(bounded):
+    port = bounded.rpartition(":")[2]
+    with listen(load_settings({"port": 0})) as free:
+        unused = free.getsockname()[1]
+    assert probe.main({"port": port}) == 0
+    assert probe.main({"port": unused}) == 1
+    assert probe.main({"port": "x"}) == 1
 
 
 def test_a_port_in_use_is_said_in_a_sentence():
