@@ -1,0 +1,81 @@
+"""Networks of a real architecture with random weights, and engines over them."""
+
+import torch
+
+from kernels import allocate_kv_cache
+from sampler.engine import Engine, EngineLimits
+from sampler.engine_config import EngineConfig
+from sampler.runner import Runner
+from sampler.score_spec import Vocabulary
+from weights import FamilyRule, NetworkConfig, Placement, build_network
+from weights.network_config import Block, RotaryConfig
+
+PAGE_SIZE = 16
+
+
+class RandomParts:
+    """Hands out random tensors of whatever shape is asked for."""
+
+    def __init__(self, seed=0):
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def take(self, part, shape, _layer=None, _expert=None):
+        scale = shape[-1] ** -0.5 if len(shape) > 1 else 0.1
+        tensor = scale * torch.randn(shape, generator=self.generator)
+        return tensor + 1 if part.endswith("norm.weight") else tensor
+
+    def has(self, *_part):
+        return True
+
+
+def diffusion_transformer(*, max_positions, hidden=768, layers=12, heads=12, vocabulary=50_258):
+    """The 170 M transformer of MDLM, BD3-LM and Eso-LM with its norms folded.
+
+    From: Sahoo et al. 2025, arXiv 2506.01928, the authors' `small` configuration.
+    """
+    config = NetworkConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=hidden // heads,
+        feed_forward_size=4 * hidden,
+        max_positions=max_positions,
+        norm_eps=1e-5,
+        block=Block.GELU,
+        rotary=RotaryConfig(theta=10_000.0, rotary_dim=hidden // heads),
+        qkv_bias=True,
+        feed_forward_bias=True,
+        head_bias=True,
+    )
+    placement = Placement(torch.float32, torch.device("cpu"), None)
+    return build_network(config, RandomParts(), placement)
+
+
+def engine_over(network, rule: FamilyRule, *, context: int, num_sequences: int = 1) -> Engine:
+    """An engine whose cache holds `num_sequences` texts of `context` tokens."""
+    config = EngineConfig(model="random", max_sequences=num_sequences, max_rows=max(2048, context))
+    num_pages = num_sequences * (context // PAGE_SIZE + 2)
+    cache = allocate_kv_cache(
+        num_layers=network.num_layers,
+        num_pages=num_pages,
+        page_size=config.page_size,
+        num_kv_heads=network.num_kv_heads,
+        head_dim=network.head_dim,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    return Engine(
+        runner=Runner(network, cache),
+        rule=rule,
+        vocabulary=Vocabulary(
+            size=network.config.vocab_size,
+            eos_ids=frozenset(),
+            mask_id=rule.mask_token_id,
+            mask_is_hidden=rule.suppresses_mask,
+        ),
+        config=config,
+        limits=EngineLimits(context_length=context, num_pages=num_pages),
+        device=torch.device("cpu"),
+    )
