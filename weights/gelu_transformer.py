@@ -85,6 +85,7 @@ class GeluTransformer:
             page_size=cache.page_size,
             num_heads=self.config.num_heads,
             num_kv_heads=self.config.num_kv_heads,
+            dtype=self.token_table.dtype,
         )
         rotary = None if self._rotary is None else rotary_rows(self._rotary, step.positions)
         shared = AttentionStep(step.batch, plan, rotary)

@@ -105,6 +105,7 @@ class Transformer:
             page_size=cache.page_size,
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
+            dtype=self._first_norm.dtype,
         )
         shared = AttentionStep(step.batch, plan, rotary_rows(self._rotary, step.positions))
         draft_rows = step.draft_rows
