@@ -1,5 +1,6 @@
 # Two targets: `docker build --target cpu .` and `docker build --target cuda .` (the default).
-# Each pip call reads exactly one package index.
+# Each pip call reads exactly one package index. The build argument TORCH_INDEX names the one that
+# torch comes from; without it the usual index gives its usual build, which brings CUDA along.
 
 FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PYTHONDONTWRITEBYTECODE=1
@@ -9,8 +10,8 @@ WORKDIR /source
 COPY requirements.lock ./
 
 FROM build AS build-cpu
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --index-url "$TORCH_INDEX" torch==2.13.0 \
+ARG TORCH_INDEX=""
+RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0 \
     && pip install -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY kernels kernels
@@ -20,8 +21,8 @@ COPY server server
 RUN pip install --no-deps --no-build-isolation .
 
 FROM build AS build-cuda
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cu130
-RUN pip install --index-url "$TORCH_INDEX" torch==2.13.0 \
+ARG TORCH_INDEX=""
+RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0 \
     && pip install -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY kernels kernels

@@ -30,7 +30,7 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": version("triton"),
-        "command": "python -m " + " ".join([_module(), *sys.argv[1:]]),
+        "command": "python -m " + " ".join([_module(), *map(_without_home, sys.argv[1:])]),
     }
 
 
@@ -53,6 +53,11 @@ def write_json(name: str, content: dict[str, object]) -> Path:
 
 def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _without_home(argument: str) -> str:
+    """The same path on anybody's machine."""
+    return argument.replace(str(Path.home()), "~")
 
 
 def _module() -> str:
