@@ -86,6 +86,13 @@ class EngineClient:
         return self.is_alive and self._info is not None and not self._stopping
 
     @property
+    def process_id(self) -> int:
+        """Of the engine process; raises EngineStopped before `start`."""
+        if self._process is None:
+            raise EngineStopped("the engine has not started")
+        return self._process.pid
+
+    @property
     def num_open(self) -> int:
         """Requests whose stream has not ended."""
         return len(self._streams)

@@ -1,0 +1,192 @@
+"""`AcceptanceModel`: how many tokens a sequence will gain from a round of drafts of some width.
+
+A draft at distance d behind the last known token is confirmed, given that those before it were,
+with a probability (its hazard) that depends on the text. Each sequence carries a belief over a
+few levels of hazard, a hidden Markov filter: what a round confirmed and how uncertain the
+network was of the next token are evidence, and with every token the text may change its level.
+A global table corrects the hazards by distance, another says how uncertainty goes with level;
+both are learned from all sequences with forgetting and start from plain priors.
+
+From: Rabiner 1989, A tutorial on hidden Markov models, section III (the forward filter); Kaplan
+and Meier 1958 for hazards under censoring: a round says nothing of drafts behind its first miss.
+
+Shapes: n sequences, L levels, W widths, D distances.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+# Probability that the first draft is confirmed, by level; finer where runs are long.
+LEVELS = (0.03, 0.2, 0.4, 0.6, 0.75, 0.86, 0.94, 0.98)
+LARGEST_DISTANCE = 128
+# Upper edges of the buckets of uncertainty (entropy / log V): those of single tokens of text
+# spread over three magnitudes.
+_UNCERTAINTY_EDGES = np.array((0.002, 0.006, 0.02, 0.05, 0.1, 0.2, 0.35))
+_NUM_BUCKETS = _UNCERTAINTY_EDGES.size + 1
+# A stretch of text keeps its level for so many tokens on average.
+_MEAN_STRETCH_TOKENS = 64.0
+# Uncertainties of neighbouring tokens go together, so that each is worth part of a sighting.
+_EVIDENCE_POWER = 0.5
+_MOST_CERTAIN_HAZARD, _LEAST_HAZARD = 0.995, 0.005
+# Weights of the priors, in sightings.
+_PRIOR_TRIALS = 40.0
+_PRIOR_UNCERTAINTIES = 30.0
+_MIX_RATE = 0.02
+_SMALLEST_SHARE = 0.02
+_FORGETTING = 0.98
+_LEARN_ROUNDS = 16
+_REFRESH_EVERY = 8
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptanceReport:
+    """What the model has learned, for people.
+
+    mix:          share of the text at each level of `LEVELS`
+    by_distance:  factor by which hazards at distances 1, 2, 4, ... differ from their level
+    num_rounds:   rounds observed
+    """
+
+    mix: tuple[float, ...]
+    by_distance: tuple[tuple[int, float], ...]
+    num_rounds: int
+
+
+class AcceptanceModel:
+    """Beliefs of every seat over the levels, and the tables that turn them into expectations.
+
+    widths: the widths that are asked about; a round of width w gains up to w tokens: w - 1
+            drafts and the token of the verifying row behind the last confirmed one
+    learns: whether the tables follow what is observed; a request with a seed is held to tables
+            that no other request can change
+    """
+
+    def __init__(self, *, num_seats: int, widths: tuple[int, ...], learns: bool) -> None:
+        self.num_rounds = 0
+        self._learns = learns
+        self._widths = np.array(widths)
+        self._levels = np.array(LEVELS)
+        self._mix = np.full(self._levels.size, 1 / self._levels.size)
+        self._beliefs = np.tile(self._mix, (num_seats, 1))
+        self._successes = np.zeros(LARGEST_DISTANCE + 1)
+        self._predicted = np.zeros(LARGEST_DISTANCE + 1)
+        self._uncertainties = _prior_uncertainties(self._levels)
+        self._num_learned = 0
+        # Share of the belief that stays after so many tokens.
+        tokens = np.arange(LARGEST_DISTANCE + 2)
+        self._stays = (1 - 1 / _MEAN_STRETCH_TOKENS) ** tokens[:, None]
+        self._refresh()
+
+    def seat(self, seat: int) -> None:
+        """Begin a sequence: nothing is known but what texts are like in general."""
+        self._beliefs[seat] = self._mix
+
+    def expected_tokens(self, seats: IntArray) -> FloatArray:
+        """Tokens gained by a round of each width: [n, W], at least 1."""
+        tokens: FloatArray = self._beliefs[seats] @ self._expected
+        return tokens
+
+    def levels(self, seats: IntArray) -> IntArray:
+        """The likeliest level of each sequence: [n], an index of `LEVELS`."""
+        likeliest: IntArray = self._beliefs[seats].argmax(1)
+        return likeliest
+
+    def best_expected(self, column: int) -> float:
+        """Tokens that a round of the width in this column gains from the easiest text."""
+        return float(self._expected[-1, column])
+
+    def observe_rounds(
+        self, seats: IntArray, offered: IntArray, confirmed: IntArray, uncertainty: FloatArray
+    ) -> None:
+        """Take in what rounds confirmed.
+
+        offered, confirmed: drafts put forward, and confirmed before the first miss: [n]
+        uncertainty:        of the first verified position, in [0, 1]: [n]
+        """
+        self.num_rounds += seats.size
+        confirmed = np.minimum(confirmed, LARGEST_DISTANCE)
+        missed = (confirmed < offered).astype(np.int64)
+        before = self._beliefs[seats]
+        beliefs = before * self._round_likelihood[missed, confirmed]
+        buckets = _UNCERTAINTY_EDGES.searchsorted(uncertainty)
+        beliefs *= self._uncertainty_likelihood[buckets]
+        beliefs /= beliefs.sum(1, keepdims=True)
+        if self._learns:
+            self._learn(before, beliefs, missed, confirmed, buckets)
+        self._store(seats, beliefs, confirmed + 1)
+
+    def observe_singles(self, seats: IntArray, uncertainty: FloatArray) -> None:
+        """Take in the uncertainty of tokens that came one by one: [n]."""
+        buckets = _UNCERTAINTY_EDGES.searchsorted(uncertainty)
+        beliefs = self._beliefs[seats] * self._uncertainty_likelihood[buckets]
+        beliefs /= beliefs.sum(1, keepdims=True)
+        self._store(seats, beliefs, np.ones(1, dtype=np.int64))
+
+    def report(self) -> AcceptanceReport:
+        """The learned tables in plain values."""
+        distances = [2**k for k in range(LARGEST_DISTANCE.bit_length())]
+        return AcceptanceReport(
+            mix=tuple(self._mix.tolist()),
+            by_distance=tuple((d, float(self._by_distance[d])) for d in distances),
+            num_rounds=self.num_rounds,
+        )
+
+    def _store(self, seats: IntArray, beliefs: FloatArray, tokens: IntArray) -> None:
+        """The text goes on: with each token it may have changed its level."""
+        stays = self._stays[tokens]
+        beliefs *= stays
+        beliefs += (1 - stays) * self._mix
+        self._beliefs[seats] = beliefs
+
+    def _learn(
+        self,
+        before: FloatArray,
+        after: FloatArray,
+        missed: IntArray,
+        confirmed: IntArray,
+        buckets: IntArray,
+    ) -> None:
+        """Move the tables towards a sample of the rounds."""
+        if before.shape[0] > _LEARN_ROUNDS:
+            # Rounds of one step are many and alike; a few of them keep the cost bounded.
+            start = self._num_learned % (before.shape[0] // _LEARN_ROUNDS)
+            sample = slice(start, None, before.shape[0] // _LEARN_ROUNDS)
+            before, after = before[sample], after[sample]
+            missed, confirmed, buckets = missed[sample], confirmed[sample], buckets[sample]
+        self._num_learned += 1
+        self._mix += _MIX_RATE * min(before.shape[0] / 8, 1.0) * (after.mean(0) - self._mix)
+        np.add.at(self._uncertainties, buckets, after)
+        for belief, miss, count in zip(before, missed.tolist(), confirmed.tolist(), strict=True):
+            tried = count + miss + 1
+            self._successes[1 : count + 1] += 1
+            self._predicted[1:tried] += belief @ self._hazards[:, 1:tried]
+        if self._num_learned % _REFRESH_EVERY == 0:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Recompute what follows from the learned tables, and forget a little."""
+        ratio = (self._successes + _PRIOR_TRIALS) / (self._predicted + _PRIOR_TRIALS)
+        self._by_distance = _smoothed(ratio)
+        self._hazards = np.clip(
+            self._levels[:, None] * self._by_distance, _LEAST_HAZARD, _MOST_CERTAIN_HAZARD
+        )
+        self._successes *= _FORGETTING
+        self._predicted *= _FORGETTING
+        self._uncertainties = _PRIOR_SHARE * _prior_uncertainties(self._levels) + (
+            1 - _PRIOR_SHARE
+        ) * (self._uncertainties)
+        survival = np.cumprod(self._hazards[:, 1:], axis=1)  # [L, D]
+        survival = np.concatenate((np.ones((survival.shape[0], 1)), survival), axis=1)
+        tokens = np.cumsum(survival, axis=1)  # [L, D + 1]: 1 + the expected number of confirmed
+        self._expected = tokens[:, np.clip(self._widths, 1, LARGEST_DISTANCE + 1) - 1]
+        next_hazard = self._hazards[:, np.minimum(np.arange(LARGEST_DISTANCE + 1) + 1, -1 % 129)]
+        self._round_likelihood = np.stack((survival.T, (survival * (1 - next_hazard)).T))
+        shares = self._uncertainties / self._uncertainties.sum(0, keepdims=True)  # [B, L]
+        self._uncertainty_likelihood = shares**_EVIDENCE_POWER
+        self._mix = np.maximum(self._mix, _SMALLEST_SHARE)
+        self._mix /= self._mix.sum()
