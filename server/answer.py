@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sampler import Delta, FinishReason, RequestStats, TokenLogprob, TokenTrace
+from sampler import Delta, FinishReason, Frame, RequestStats, TokenLogprob, TokenTrace
 from weights.detokenizer import Detokenizer
 from weights.tokenizer import Tokenizer
 
@@ -43,6 +43,7 @@ class AnswerToken:
 class Piece:
     """What a delta added to an answer.
 
+    frame:       the canvas after the delta's step, when asked for
     num_tokens:  tokens that count for usage, those of a stop string included
     stop_reason: the stop string or stop token id that ended the answer; None for the model's
                  own end-of-text token
@@ -52,6 +53,7 @@ class Piece:
     tokens: tuple[AnswerToken, ...] = ()
     num_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    frame: Frame | None = None
     finish: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None
@@ -105,6 +107,7 @@ class AnswerText:
             tokens=tuple(tokens),
             num_tokens=self._num_tokens - before,
             prompt_logprobs=delta.prompt_logprobs,
+            frame=delta.frame,
             finish=finish,
             stop_reason=stopped if stopped is not None else self._stop_token(delta),
             error=delta.error,

@@ -120,8 +120,11 @@ class Answers:
                     return
                 piece = text.add(delta)
                 self._observe(piece, observer)
+                if piece.frame is not None and not self._queue.empty():
+                    # The client is behind: the next frame will tell it all that this one would.
+                    piece = replace(piece, frame=None)
                 if piece.finish is None:
-                    if piece.num_tokens or piece.prompt_logprobs:
+                    if piece.num_tokens or piece.prompt_logprobs or piece.frame is not None:
                         self._queue.put_nowait(ChoicePiece(index, piece))
                 elif delta.finish is None:
                     ended = piece

@@ -23,6 +23,7 @@ from server.routes.playground import playground_router
 from server.settings import Settings
 from server.state import ServerState, package_version
 from weights.chat_template import ChatTemplate
+from weights.families import FamilyRule
 from weights.tokenizer import Tokenizer
 
 _ROUTERS = (
@@ -45,11 +46,13 @@ def create_app(
     settings: Settings,
     *,
     model_name: str | None = None,
+    rule: FamilyRule | None = None,
 ) -> FastAPI:
     """The application; its lifespan starts the engine, unless it runs already, and stops it.
 
     model_name: what clients call the model when the settings do not say; the engine's name for
                 it when left out
+    rule:       how the model's family decodes; lets what it cannot do be refused here
 
     Raises SettingsError when the API keys cannot be read.
     """
@@ -64,7 +67,7 @@ def create_app(
                 engine, settings, model_name=names[0], max_tokens=engine.info.context_length
             )
             app.state.server = ServerState(
-                engine, tokenizer, chat_template, settings, metrics, model_names=names
+                engine, tokenizer, chat_template, settings, metrics, model_names=names, rule=rule
             )
             yield
         finally:

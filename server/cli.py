@@ -181,6 +181,7 @@ def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
         text_side.chat_template,
         settings,
         model_name=model_name(settings, path),
+        rule=text_side.rule,
     )
 
     def on_ready(address: str) -> None:

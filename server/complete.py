@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from sampler import RequestError
 from server.answers import Answers
 from server.engine import Engine
 from server.error_responses import ApiError, answer_of
@@ -47,10 +48,12 @@ async def complete(
     """
     await engine.start()
     try:
-        tools = ModelTools(engine.info, text_side.tokenizer, text_side.chat_template)
+        tools = ModelTools(
+            engine.info, text_side.tokenizer, text_side.chat_template, text_side.rule
+        )
         try:
             translated = _translate(options, tools)
-        except (ApiError, ValidationError) as error:
+        except (ApiError, RequestError, ValidationError) as error:
             raise ValueError(answer_of(error).message) from error
         metrics = ServerMetrics(
             engine,

@@ -7,7 +7,7 @@ import torch
 
 from sampler import EngineConfig
 from server.settings import Settings, SettingsError
-from weights import ChatTemplate, TemplateError, Tokenizer, describe_model
+from weights import ChatTemplate, FamilyRule, TemplateError, Tokenizer, describe_model
 from weights.errors import CheckpointError
 from weights.fetch import fetch_default_model
 from weights.hub import fetch_repo, is_repo_id
@@ -21,6 +21,7 @@ class TextSide:
 
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    rule: FamilyRule | None = None
 
 
 def find_model(settings: Settings) -> Path:
@@ -57,7 +58,7 @@ def read_text_side(path: Path, settings: Settings) -> TextSide:
     template = described.chat_template
     if settings.chat_template is not None:
         template = _read_template(settings.chat_template, described.tokenizer)
-    return TextSide(described.tokenizer, template)
+    return TextSide(described.tokenizer, template, described.family.rule)
 
 
 def _read_template(path: Path, tokenizer: Tokenizer) -> ChatTemplate:

@@ -4,13 +4,18 @@ from dataclasses import dataclass
 
 from sampler import ModelInfo
 from weights.chat_template import ChatTemplate
+from weights.families import FamilyRule
 from weights.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class ModelTools:
-    """What translating needs of the served model."""
+    """What translating needs of the served model.
+
+    rule: how its family decodes; without it only the engine knows what `decoding` it can do
+    """
 
     info: ModelInfo
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    rule: FamilyRule | None = None

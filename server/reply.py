@@ -1,18 +1,21 @@
 """What the answers of chat and of text completions have in common when they are written."""
 
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pydantic import BaseModel
 
-from sampler import TokenLogprob
+from sampler import Frame, TokenLogprob
 from server.answer import Answer, AnswerToken
 from server.answers import Answers, ChoicePiece
 from server.error_responses import ErrorAnswer, error_body
 from server.event_stream import DONE, KEEP_ALIVE, event
 from server.schema.common import (
-    DecodingFrame,
+    DecodingBody,
+    DecodingExtra,
+    FrameBody,
     PromptLogprob,
     PromptLogprobEntry,
     StreamOptions,
@@ -24,6 +27,8 @@ from weights.tokenizer import Tokenizer
 
 # JSON has no infinity; this is what OpenAI's API says of a token that could not be.
 LOWEST_LOGPROB = -9999.0
+# What an eye can follow; each frame costs as much as a canvas of text.
+_FRAMES_PER_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +148,49 @@ def trace_bodies(tokenizer: Tokenizer, tokens: Sequence[AnswerToken]) -> list[To
     ]
 
 
-def decoding_frame(
-    tokenizer: Tokenizer, index: int, tokens: Sequence[AnswerToken]
-) -> DecodingFrame:
-    """The `decoding` object of a chunk."""
-    return DecodingFrame(index=index, tokens=trace_bodies(tokenizer, tokens))
+class DecodingWriter:
+    """Writes the `decoding` object of chunks: traces of tokens, frames of the canvas.
+
+    Frames come at most `_FRAMES_PER_S` times a second for each answer, so that they do not hold
+    up the text.
+    """
+
+    def __init__(self, decoding: DecodingBody | None, tokenizer: Tokenizer) -> None:
+        self._has_trace = decoding is not None and decoding.trace
+        self._has_frames = decoding is not None and decoding.stream == "steps"
+        self._tokenizer = tokenizer
+        self._sent_s: dict[int, float] = {}
+
+    def extra(self, choice: ChoicePiece, *, now_s: float) -> DecodingExtra | None:
+        """What a piece has to tell; None when it is nothing."""
+        index, piece = choice.index, choice.piece
+        told: dict[str, object] = {}
+        if self._has_trace and piece.tokens:
+            told["tokens"] = trace_bodies(self._tokenizer, piece.tokens)
+        if self._has_frames and piece.frame is not None:
+            is_due = now_s - self._sent_s.get(index, -math.inf) >= 1 / _FRAMES_PER_S
+            if is_due or piece.finish is not None:
+                self._sent_s[index] = now_s
+                told["frame"] = self._frame(piece.frame)
+        return DecodingExtra(v=1, index=index).model_copy(update=told) if told else None
+
+    def _frame(self, frame: Frame) -> FrameBody:
+        return FrameBody(
+            step=frame.step,
+            base=frame.base,
+            length=frame.length,
+            set=[
+                (
+                    position.offset,
+                    position.token_id,
+                    token_text(self._tokenizer, position.token_id),
+                    round(position.probability, 4),
+                    str(position.kind),
+                    str(position.state),
+                )
+                for position in frame.positions
+            ],
+        )
 
 
 def prompt_logprobs(

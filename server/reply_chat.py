@@ -1,5 +1,6 @@
 """Answers of `/v1/chat/completions`: whole, or as chunks."""
 
+import time
 from collections.abc import Sequence
 
 from sampler import FinishReason
@@ -8,9 +9,9 @@ from server.answers import ChoicePiece
 from server.error_responses import ErrorAnswer
 from server.reply import (
     ChunkWriter,
+    DecodingWriter,
     ReplyFacts,
     chunk_json,
-    decoding_frame,
     finite,
     prompt_logprobs,
     token_text,
@@ -55,6 +56,7 @@ class ChatReply:
         self._count = count
         self._tokenizer = tokenizer
         self._writer = ChunkWriter(body.stream_options, count)
+        self._decoding = DecodingWriter(body.decoding, tokenizer)
         self._wants_trace = body.decoding is not None and body.decoding.trace
         self._readers = [PartReader(translated.call_rules) for _ in range(translated.n)]
 
@@ -75,13 +77,16 @@ class ChatReply:
         deltas = _deltas(reader.feed(piece.text))
         if piece.finish is not None:
             deltas += _deltas(reader.finish())
-        if not deltas and (piece.tokens or piece.prompt_logprobs):
+        extras = self._extras(choice)
+        if not deltas and (piece.tokens or extras):
             deltas = [MessageDelta(content="")]
         chunks = [
-            # What belongs to tokens stands in the first of a piece's chunks.
-            self._chunk(choice.index, delta, choice=None if number else choice)
+            self._chunk(choice.index, delta, tokens=() if number else piece.tokens)
             for number, delta in enumerate(deltas)
         ]
+        if chunks:
+            # What does not belong to a single part stands in the first of a piece's chunks.
+            chunks[0] = chunks[0].model_copy(update=extras)
         if piece.finish is not None:
             chunks.append(self._last_chunk(choice, self._finish(choice.index, piece.finish)))
         return self._writer.write(chunks)
@@ -151,10 +156,9 @@ class ChatReply:
         index: int,
         delta: MessageDelta,
         *,
-        choice: ChoicePiece | None = None,
+        tokens: Sequence[AnswerToken] = (),
         finish_reason: str | None = None,
     ) -> ChatChunk:
-        tokens = () if choice is None else choice.piece.tokens
         written = ChatChunkChoice(
             index=index,
             delta=delta,
@@ -164,14 +168,14 @@ class ChatReply:
         if self._body.return_token_ids and tokens:
             token_ids = [token.token_id for token in tokens]
             written = written.model_copy(update={"token_ids": token_ids})
-        chunk = self._chunk_of([written])
-        return chunk if choice is None else chunk.model_copy(update=self._extras(choice))
+        return self._chunk_of([written])
 
     def _extras(self, choice: ChoicePiece) -> dict[str, object]:
         extras: dict[str, object] = {}
         piece = choice.piece
-        if self._wants_trace and piece.tokens:
-            extras["decoding"] = decoding_frame(self._tokenizer, choice.index, piece.tokens)
+        decoding = self._decoding.extra(choice, now_s=time.monotonic())
+        if decoding is not None:
+            extras["decoding"] = decoding
         if self._body.prompt_logprobs is not None and piece.prompt_logprobs and not choice.index:
             extras["prompt_logprobs"] = prompt_logprobs(self._tokenizer, piece.prompt_logprobs)
         return extras

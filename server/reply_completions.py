@@ -1,5 +1,6 @@
 """Answers of `/v1/completions`: whole, or as chunks."""
 
+import time
 from collections.abc import Sequence
 
 from sampler import FinishReason, TokenLogprob
@@ -8,9 +9,9 @@ from server.answers import ChoicePiece
 from server.error_responses import ErrorAnswer
 from server.reply import (
     ChunkWriter,
+    DecodingWriter,
     ReplyFacts,
     chunk_json,
-    decoding_frame,
     finite,
     prompt_logprobs,
     token_text,
@@ -45,6 +46,7 @@ class CompletionReply:
         self._count = count
         self._writer = ChunkWriter(body.stream_options, count)
         self._tokenizer = tokenizer
+        self._decoding = DecodingWriter(body.decoding, tokenizer)
         self._wants_trace = body.decoding is not None and body.decoding.trace
         self._begun: set[int] = set()
         self._echoes = [self._echo_text(prompt) for prompt in translated.prompts]
@@ -67,8 +69,12 @@ class CompletionReply:
         text, tokens = piece.text, piece.tokens
         if self._translated.is_scoring:
             text, tokens = "", ()
-        if text or tokens or piece.prompt_logprobs:
-            chunks.append(self._text_chunk(choice, text, tokens))
+        decoding = self._decoding.extra(choice, now_s=time.monotonic())
+        if text or tokens or piece.prompt_logprobs or decoding is not None:
+            chunk = self._text_chunk(choice, text, tokens)
+            if decoding is not None:
+                chunk = chunk.model_copy(update={"decoding": decoding})
+            chunks.append(chunk)
         if piece.finish is not None:
             last = self._chunk(index, "", finish_reason=self._finish(piece.finish))
             if piece.stop_reason is not None and not self._translated.is_scoring:
@@ -141,9 +147,6 @@ class CompletionReply:
         if self._body.prompt_logprobs is not None and piece.prompt_logprobs:
             own["prompt_logprobs"] = prompt_logprobs(self._tokenizer, piece.prompt_logprobs)
         chunk.choices[0] = chunk.choices[0].model_copy(update=own)
-        if self._wants_trace and tokens:
-            frame = decoding_frame(self._tokenizer, index, tokens)
-            return chunk.model_copy(update={"decoding": frame})
         return chunk
 
     def _chunk(self, index: int, text: str, *, finish_reason: str | None = None) -> Completion:

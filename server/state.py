@@ -14,6 +14,7 @@ from server.metrics import ServerMetrics
 from server.model_tools import ModelTools
 from server.settings import Settings
 from weights.chat_template import ChatTemplate
+from weights.families import FamilyRule
 from weights.tokenizer import Tokenizer
 
 # A step on a slow CPU with a full row budget takes seconds, never so long; an idle engine
@@ -36,6 +37,7 @@ class ServerState:
     settings: Settings
     metrics: ServerMetrics
     model_names: tuple[str, ...]
+    rule: FamilyRule | None = None
     created_s: int = field(default_factory=lambda: int(time.time()))
     is_draining: bool = False
     is_refusing: bool = False
@@ -62,7 +64,7 @@ class ServerState:
     @property
     def tools(self) -> ModelTools:
         """What translating a body needs."""
-        return ModelTools(self.engine.info, self.tokenizer, self.chat_template)
+        return ModelTools(self.engine.info, self.tokenizer, self.chat_template, self.rule)
 
     def check_model(self, name: str | None) -> str:
         """The name an answer carries; raises ApiError for a model that is not served."""

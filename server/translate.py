@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sampler import DecodingMode, DecodingParams, ModelInfo, Request, SamplingParams
+from sampler.decoding import resolve_decoding
 from server.answer import TextRules
 from server.chat_prompt import call_rules_of, render_chat
 from server.error_responses import ApiError, invalid, unsupported
@@ -35,6 +36,13 @@ _DRAFTING_FIELDS = (
     "steps",
     "alpha_0",
     "infill_length",
+    "preference",
+    "distance_weight",
+    "sub_block_length",
+    "edit_confidence",
+    "max_edit_steps",
+    "cache",
+    "remask",
 )
 
 
@@ -83,6 +91,7 @@ def translate_chat(body: ChatBody, tools: ModelTools, *, id: str, now_s: float) 
     params = sampling_params(body, tools.info, max_tokens=max_tokens, logprobs=logprobs)
     if call_rules is not None:
         params = _with_forced_calls(params, body, tools.info, call_rules)
+    _check_decoding(params, tools)
     n = body.n or 1
     return Translated(
         id=id,
@@ -95,6 +104,12 @@ def translate_chat(body: ChatBody, tools: ModelTools, *, id: str, now_s: float) 
         per_prompt=n,
         call_rules=call_rules,
     )
+
+
+def _check_decoding(params: SamplingParams, tools: ModelTools) -> None:
+    """Raise RequestError for decoding that the family cannot do, before the engine does."""
+    if tools.rule is not None:
+        resolve_decoding(params, tools.rule)
 
 
 def count_chat_tokens(body: ChatBody, tools: ModelTools) -> int:
@@ -134,6 +149,7 @@ def translate_completion(
                 prompt_logprobs=prompt_logprobs,
             )
         )
+        _check_decoding(all_params[-1], tools)
     return Translated(
         id=id,
         prompts=prompts,
@@ -222,7 +238,12 @@ def decoding_params(body: DecodingBody | None, info: ModelInfo) -> DecodingParam
             raise unsupported(f"decoding.{name}", f"{info.name} decodes by {can} only")
     if body.infill_length is not None and not info.can_infill:
         raise unsupported("decoding.infill_length", f"{info.name} cannot infill")
-    return DecodingParams(mode=DecodingMode(body.mode), trace=body.trace, **values)
+    return DecodingParams(
+        mode=DecodingMode(body.mode),
+        frames=body.stream == "steps",
+        trace=body.trace,
+        **values,
+    )
 
 
 def _with_forced_calls(
@@ -339,8 +360,12 @@ def _too_long(message: str, param: str) -> ApiError:
 
 
 def _check_stream_options(body: SamplingBody) -> None:
-    if body.stream_options is not None and not body.stream:
+    if body.stream:
+        return
+    if body.stream_options is not None:
         raise invalid("stream_options needs stream to be true", param="stream_options")
+    if body.decoding is not None and body.decoding.stream != "final":
+        raise invalid("decoding.stream needs stream to be true", param="decoding.stream")
 
 
 def _known_ids(param: str, token_ids: Sequence[int], info: ModelInfo) -> tuple[int, ...]:

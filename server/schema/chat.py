@@ -7,7 +7,7 @@ from pydantic import BaseModel, Discriminator, Field, JsonValue, StringConstrain
 from server.limits import MAX_LOGPROBS, MAX_MESSAGES, MAX_TOKENS
 from server.schema.body import Body
 from server.schema.common import (
-    DecodingFrame,
+    DecodingExtra,
     PromptLogprob,
     SamplingBody,
     TokenTraceBody,
@@ -195,6 +195,6 @@ class ChatChunk(BaseModel):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
-    decoding: DecodingFrame | None = None
+    decoding: DecodingExtra | None = None
     prompt_logprobs: list[PromptLogprob | None] | None = None
     prompt_token_ids: list[int] | None = None

@@ -78,11 +78,38 @@ class DecodingBody(BaseModel):
     alpha_0: float | None = Field(
         None, ge=0, le=1, description="Share of tokens decoded by diffusion (Eso-LM)."
     )
+    preference: str | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="What a rule ranks positions by: confidence, margin, entropy, random or "
+        "left_to_right.",
+    )
+    distance_weight: float | None = Field(
+        None, ge=0, le=100, description="Nats added per position of distance."
+    )
+    sub_block_length: int | None = Field(
+        None, ge=1, le=1024, description="Drafts are accepted in the leftmost open part so long."
+    )
+    edit_confidence: float | None = Field(
+        None, gt=0, le=1, description="Replace a filled token by one at least this probable."
+    )
+    max_edit_steps: int | None = Field(
+        None, ge=1, le=4096, description="Steps in which a full canvas may still be edited."
+    )
+    cache: Literal["none", "prefix", "dual"] | None = Field(
+        None, description="What a bidirectional family keeps between refreshes."
+    )
+    remask: float | None = Field(
+        None, ge=0, lt=1, description="Largest share of filled positions that a step reopens."
+    )
     infill_length: int | None = Field(
         None, ge=1, le=65536, description="Positions to fill before a suffix."
     )
-    stream: Literal["final"] = Field(
-        "final", description="What a stream carries: tokens that can no longer change."
+    stream: Literal["final", "steps"] = Field(
+        "final",
+        description="What a stream carries: tokens that can no longer change, or these and the "
+        "canvas as it stands after a step.",
     )
     trace: bool = Field(
         default=False, description="Report step, kind and uncertainty of every token."
@@ -194,11 +221,29 @@ class TokenTraceBody(BaseModel):
     uncertainty: float
 
 
-class DecodingFrame(BaseModel):
-    """The `decoding` object of a chunk whose request asked for a trace."""
+class FrameBody(BaseModel):
+    """A canvas as it stands after a step; each frame is complete, so that some may be left out.
 
+    step:   forward passes with rows of this answer so far; a gap tells of frames left out
+    base:   offset of the canvas from the start of the answer, in tokens
+    length: positions of the canvas
+    set:    filled positions as [offset, token id, text, probability, kind, state]; state is
+            draft (may change) or final
+    """
+
+    step: int
+    base: int
+    length: int
+    set: list[tuple[int, int, str, float, str, str]]
+
+
+class DecodingExtra(BaseModel):
+    """The `decoding` object of a chunk, for requests that ask for a trace or for steps."""
+
+    v: Literal[1] = 1
     index: int
-    tokens: list[TokenTraceBody]
+    tokens: list[TokenTraceBody] | None = None
+    frame: FrameBody | None = None
 
 
 class PromptLogprobEntry(BaseModel):

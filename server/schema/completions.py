@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 
 from server.limits import MAX_CHOICES_PER_PROMPT, MAX_LOGPROBS, MAX_PROMPTS, MAX_TOKENS
 from server.schema.common import (
-    DecodingFrame,
+    DecodingExtra,
     PromptLogprob,
     SamplingBody,
     TokenId,
@@ -86,4 +86,4 @@ class Completion(BaseModel):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage | None = None
-    decoding: DecodingFrame | None = None
+    decoding: DecodingExtra | None = None

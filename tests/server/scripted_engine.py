@@ -13,10 +13,14 @@ from sampler import (
     EngineMetrics,
     EngineStopped,
     FinishReason,
+    Frame,
+    FramePosition,
+    FrameState,
     ModelInfo,
     Overloaded,
     Request,
     RequestStats,
+    TokenKind,
     TokenLogprob,
 )
 from weights import ChatTemplate
@@ -114,6 +118,30 @@ def _delta(request: Request, token_ids: Sequence[int]) -> Delta:
     if request.params.logprobs is not None:
         logprobs = tuple(logprob(token_id, request.params.logprobs) for token_id in token_ids)
     return Delta(request.id, token_ids=tuple(token_ids), logprobs=logprobs)
+
+
+def developing(*steps: str, final: str) -> "Script":
+    """A script that shows a canvas at each step, `_` for what is open, and then the answer."""
+
+    def script(request: Request) -> list[Delta]:
+        shown = [Delta(request.id, frame=frame(text, step)) for step, text in enumerate(steps, 1)]
+        last = saying(final, cut=len(final) + 1)(request)
+        return [*(shown if request.params.decoding.frames else []), *last]
+
+    return script
+
+
+def frame(text: str, step: int) -> Frame:
+    filled = [(offset, byte) for offset, byte in enumerate(text.encode()) if byte != ord("_")]
+    return Frame(
+        step=step,
+        base=0,
+        length=len(text),
+        positions=tuple(
+            FramePosition(offset, byte, 0.5, TokenKind.DIFFUSION, FrameState.DRAFT)
+            for offset, byte in filled
+        ),
+    )
 
 
 def logprob(token_id: int, num_top: int = 0) -> TokenLogprob:

@@ -1,7 +1,8 @@
 """A server process around a scripted engine: `python -m tests.server.serve_scripted FLAGS`.
 
-A prompt of "trace" is answered with a token of each kind; "die" ends the engine in the middle
-of its answer; "wait" answers once and then waits for ever; everything else gets "hello".
+A prompt of "trace" is answered with a token of each kind; "canvas" shows one and waits; "die"
+ends the engine in the middle of its answer; "wait" answers once and then waits for ever; everything
+else gets "hello".
 """
 
 import asyncio
@@ -14,7 +15,14 @@ from server.flags import given
 from server.logging_setup import set_up_logging
 from server.serve import listen, run
 from server.settings import load_settings
-from tests.server.scripted_engine import ScriptedEngine, byte_tokenizer, saying, stats, template
+from tests.server.scripted_engine import (
+    ScriptedEngine,
+    byte_tokenizer,
+    frame,
+    saying,
+    stats,
+    template,
+)
 
 
 class MortalEngine(ScriptedEngine):
@@ -28,16 +36,20 @@ class MortalEngine(ScriptedEngine):
         prompt = bytes(request.prompt)
         if prompt == b"trace":
             return [_traced(request)]
+        if prompt == b"canvas":
+            return [Delta(request.id, frame=frame("a_c_", 1)), self._waiting()]
         if prompt == b"die":
             return [Delta(request.id, token_ids=(65,)), *self._death()]
         if prompt == b"wait":
-            self._waits.append(asyncio.Event())
-            return [Delta(request.id, token_ids=(65,)), self._waits[-1]]
+            return [Delta(request.id, token_ids=(65,)), self._waiting()]
         return saying("hello")(request)
 
+    def _waiting(self):
+        self._waits.append(asyncio.Event())
+        return self._waits[-1]
+
     def _death(self):
-        event = asyncio.Event()
-        self._waits.append(event)
+        event = self._waiting()
         asyncio.get_running_loop().call_later(0.05, self.die)
         return [event]
 

@@ -107,6 +107,7 @@ async def test_a_body_that_is_no_object_is_refused(serve, body):
         ({"decoding": {"confidence": 0}}, "decoding.confidence"),
         ({"decoding": {"speed": 3}}, "decoding.speed"),
         ({"decoding": {"stream": "steps"}}, "decoding.stream"),
+        ({"decoding": {"stream": "often"}}, "decoding.stream"),
         ({"decoding": 5}, "decoding"),
         ({"add_generation_prompt": True, "continue_final_message": True}, "continue_final_message"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),

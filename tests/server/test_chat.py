@@ -270,7 +270,7 @@ async def test_a_trace_tells_how_each_token_came(serve):
     ]
     asked = engine.submitted[0].params.decoding
     assert whole["choices"][0]["decoding"] == tokens
-    assert chunks[1]["decoding"] == {"index": 0, "tokens": tokens}
+    assert chunks[1]["decoding"] == {"v": 1, "index": 0, "tokens": tokens}
     assert whole["usage"]["decoding"]["revised_tokens"] == 3
     assert (asked.mode, asked.width, asked.confidence) == (DecodingMode.DIFFUSION, 8, 0.9)
 

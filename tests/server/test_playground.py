@@ -107,8 +107,21 @@ class TestInABrowser:
         kinds = page.eval_on_selector_all("#text .token", "all => all.map(one => one.className)")
         page.locator("#step").fill("0")
         opened = page.eval_on_selector_all("#text .token.open", "all => all.length")
+        page.locator("#step").fill("2")
+        replayed = page.inner_text("#text")
         assert kinds == ["token diffusion", "token ar", "token verified"]
         assert opened == 2
+        assert replayed == "ABC"
+
+    def test_the_canvas_is_shown_while_it_develops(self, page):
+        page.fill("#prompt", "canvas")
+        page.check("input[value=completion]")
+        page.click("#send")
+        _wait_for_text(page, "#text", "a ▨c ▨")
+        drafts = page.eval_on_selector_all("#text .draft", "all => all.map(one => one.textContent)")
+        page.keyboard.press("Escape")
+        _wait_for_text(page, "#n-finish", "stopped")
+        assert drafts == ["a", "c"]
 
     def test_escape_stops_an_answer(self, page):
         page.fill("#prompt", "wait")
