@@ -202,8 +202,10 @@ def main() -> int:
     parser.add_argument("--log-level", default="INFO", help="DEBUG, INFO, WARNING or ERROR")
     parser.add_argument("--log-format", default="console", choices=("console", "json"))
     arguments = parser.parse_args()
-    # Ctrl-C in a terminal reaches both processes; the API process decides when this one ends.
+    # Ctrl-C in a terminal and a service manager's SIGTERM reach both processes; the API process
+    # drains its requests and decides when this one ends: by a message or by closing the channel.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _set_up_logging(arguments.log_level, as_json=arguments.log_format == "json")
     channel = EngineChannel(socket.socket(fileno=arguments.fd))
     try:
