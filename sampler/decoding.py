@@ -62,6 +62,7 @@ class Decoding:
     steps:            denoising steps of a canvas, for schedules
     edit_confidence:  None: filled tokens never change
     alpha_0:          share decoded by diffusion (any-order families)
+    sub_context:      length of the stretches decoded in parallel, 0 for the random order
     remask:           largest share of the filled positions that a step reopens; 0 for none
     """
 
@@ -81,6 +82,7 @@ class Decoding:
     max_steps: int | None
     cache: CacheKind
     alpha_0: float
+    sub_context: int
     remask: float
 
 
@@ -126,6 +128,7 @@ def resolve_decoding(sampling: SamplingParams, rule: FamilyRule) -> Decoding:
         max_steps=_positive("max_steps", params.max_steps),
         cache=_cache(params, rule),
         alpha_0=_alpha_0(params, rule),
+        sub_context=_sub_context(params, rule),
         remask=_remask(sampling, rule),
     )
 
@@ -244,6 +247,13 @@ def _alpha_0(params: DecodingParams, rule: FamilyRule) -> float:
         # Adaptive: masks are queried from left to right unless an order is asked for.
         return 0.0
     return _or(value, rule.acceptance.alpha_0, 1.0)
+
+
+def _sub_context(params: DecodingParams, rule: FamilyRule) -> int:
+    length = _positive("sub_context_length", params.sub_context_length)
+    if length is not None and (rule.order is not Order.ANY or rule.settle is not Settle.CAUSAL):
+        raise _refusal("sub_context_length", "is an order of any-order models only")
+    return length or 0
 
 
 def _remask(sampling: SamplingParams, rule: FamilyRule) -> float:

@@ -134,6 +134,10 @@ class RankSpans:
         alpha_0 = float(table.alpha_0[seat])
         if table.mode[seat] == Mode.AR:
             alpha_0 = 0.0
+        length = int(table.sub_context[seat])
+        if length and alpha_0 > 0:
+            num_parts = -(-positions.size // length)
+            return strided_schedule(positions, alpha_0=alpha_0, num_parts=num_parts)
         return draw_schedule(
             positions,
             alpha_0=alpha_0,

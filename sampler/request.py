@@ -80,6 +80,7 @@ class DecodingParams:
     quota:          tokens accepted per step
     steps:          denoising steps of a schedule
     alpha_0:        share of tokens decoded by diffusion (Eso-LM), in [0, 1]
+    sub_context_length: decode one token of every stretch of so many positions at a time (Eso-LM)
     sub_block_length: drafts are accepted in the leftmost part of this length that is open
     edit_confidence: replace a filled token of the canvas by one at least this probable
     max_edit_steps: steps in which a full canvas may still be edited
@@ -105,6 +106,7 @@ class DecodingParams:
     quota: int | None = None
     steps: int | None = None
     alpha_0: float | None = None
+    sub_context_length: int | None = None
     sub_block_length: int | None = None
     edit_confidence: float | None = None
     max_edit_steps: int | None = None

@@ -173,6 +173,7 @@ class SequenceTable:
         self.edit_confidence = np.zeros(num_seats, dtype=np.float32)
         self.alpha_0 = np.zeros(num_seats, dtype=np.float64)
         self.remask = np.zeros(num_seats, dtype=np.float32)
+        self.sub_context = _zeros(num_seats)
 
     def seat(self, request: Request, decoding: Decoding, *, number: int, seed: int) -> int:
         """Put a request into an empty seat; `number` is its place in the order of arrival.
@@ -233,6 +234,7 @@ class SequenceTable:
         self.distance_weight[seat] = decoding.distance_weight
         self.alpha_0[seat] = decoding.alpha_0
         self.remask[seat] = decoding.remask
+        self.sub_context[seat] = decoding.sub_context
         # Probabilities never exceed 1, so that this threshold never edits.
         edit = decoding.edit_confidence
         self.edit_confidence[seat] = NEVER_EDIT if edit is None else edit
