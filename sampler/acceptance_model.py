@@ -35,7 +35,8 @@ _EVIDENCE_POWER = 0.5
 _MOST_CERTAIN_HAZARD, _LEAST_HAZARD = 0.995, 0.005
 # Weights of the priors, in sightings.
 _PRIOR_TRIALS = 40.0
-_PRIOR_UNCERTAINTIES = 30.0
+_PRIOR_UNCERTAINTIES = 60.0
+_PRIOR_SPREAD_BUCKETS = 2.5
 _MIX_RATE = 0.02
 _SMALLEST_SHARE = 0.02
 _FORGETTING = 0.98
@@ -170,23 +171,40 @@ class AcceptanceModel:
 
     def _refresh(self) -> None:
         """Recompute what follows from the learned tables, and forget a little."""
-        ratio = (self._successes + _PRIOR_TRIALS) / (self._predicted + _PRIOR_TRIALS)
-        self._by_distance = _smoothed(ratio)
+        self._by_distance = _chained_ratios(self._successes, self._predicted)
+        self._successes *= _FORGETTING
+        self._predicted *= _FORGETTING
+        self._uncertainties += (1 - _FORGETTING) * (
+            _prior_uncertainties(self._levels) - self._uncertainties
+        )
         self._hazards = np.clip(
             self._levels[:, None] * self._by_distance, _LEAST_HAZARD, _MOST_CERTAIN_HAZARD
         )
-        self._successes *= _FORGETTING
-        self._predicted *= _FORGETTING
-        self._uncertainties = _PRIOR_SHARE * _prior_uncertainties(self._levels) + (
-            1 - _PRIOR_SHARE
-        ) * (self._uncertainties)
-        survival = np.cumprod(self._hazards[:, 1:], axis=1)  # [L, D]
-        survival = np.concatenate((np.ones((survival.shape[0], 1)), survival), axis=1)
-        tokens = np.cumsum(survival, axis=1)  # [L, D + 1]: 1 + the expected number of confirmed
+        # [L, D + 1] probability that at least the first d drafts are confirmed.
+        survival = np.ones((self._levels.size, LARGEST_DISTANCE + 1))
+        np.cumprod(self._hazards[:, 1:-1], axis=1, out=survival[:, 1:])
+        tokens = np.cumsum(survival, axis=1)
         self._expected = tokens[:, np.clip(self._widths, 1, LARGEST_DISTANCE + 1) - 1]
-        next_hazard = self._hazards[:, np.minimum(np.arange(LARGEST_DISTANCE + 1) + 1, -1 % 129)]
-        self._round_likelihood = np.stack((survival.T, (survival * (1 - next_hazard)).T))
-        shares = self._uncertainties / self._uncertainties.sum(0, keepdims=True)  # [B, L]
-        self._uncertainty_likelihood = shares**_EVIDENCE_POWER
+        ends = survival * (1 - self._hazards[:, 1:])
+        self._round_likelihood = np.stack((survival.T, ends.T))  # [2, D + 1, L]
+        of_level = self._uncertainties / self._uncertainties.sum(0)
+        self._uncertainty_likelihood = of_level**_EVIDENCE_POWER
         self._mix = np.maximum(self._mix, _SMALLEST_SHARE)
         self._mix /= self._mix.sum()
+
+
+def _prior_uncertainties(levels: FloatArray) -> FloatArray:
+    """How often each bucket of uncertainty is seen at each level [B, L]: easy text is certain."""
+    buckets = np.arange(_NUM_BUCKETS)[:, None]
+    middle = (_NUM_BUCKETS - 2) * (1 - levels)
+    likely = np.exp(-(((buckets - middle) / _PRIOR_SPREAD_BUCKETS) ** 2) / 2)
+    counts: FloatArray = _PRIOR_UNCERTAINTIES * likely / likely.sum()
+    return counts
+
+
+def _chained_ratios(successes: FloatArray, predicted: FloatArray) -> FloatArray:
+    """Observed over predicted confirmations by distance [D + 2]; each is the prior of the next."""
+    ratios = [1.0]
+    for success, expected in zip(successes[1:].tolist(), predicted[1:].tolist(), strict=True):
+        ratios.append((success + _PRIOR_TRIALS * ratios[-1]) / (expected + _PRIOR_TRIALS))
+    return np.array([*ratios, ratios[-1]])
