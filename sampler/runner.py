@@ -1,6 +1,6 @@
 """`Runner`: the network and the scoring of one step, and the one copy of the result to the host."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -67,11 +67,18 @@ def _no_scores() -> HostScores:
 
 def _to_host(scores: RowScores) -> HostScores:
     """Copy the scores in one transfer: their bytes go side by side into one buffer."""
-    wanted = {
-        field.name: tensor
-        for field in fields(HostScores)
-        if (tensor := getattr(scores, field.name)) is not None
+    tensors = {
+        "token": scores.token,
+        "probability": scores.probability,
+        "argmax": scores.argmax,
+        "p1": scores.p1,
+        "p2": scores.p2,
+        "entropy": scores.entropy,
+        "given_logprob": scores.given_logprob,
+        "top_ids": scores.top_ids,
+        "top_logprobs": scores.top_logprobs,
     }
+    wanted = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     if scores.token.device.type == "cpu":
         arrays = [tensor.numpy() for tensor in wanted.values()]
     else:

@@ -1,4 +1,4 @@
-"""`estuary`: serve, fetch, complete and bench from the shell."""
+"""`estuary`: serve, fetch, complete, bench, score and convert from the shell."""
 
 import argparse
 import asyncio
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sampler import EngineClient, EngineStopped
+from sampler.scorer import Scorer
 from server.app import create_app
 from server.bench import BenchLoad, bench
 from server.complete import CompleteOptions, complete
@@ -27,6 +28,7 @@ from server.settings import (
     printable,
 )
 from server.state import package_version
+from weights.convert import convert_lightning
 from weights.errors import CheckpointError, FetchError, TemplateError
 
 EXIT_USAGE = 2
@@ -67,6 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_fetch(commands)
     _add_complete(commands)
     _add_bench(commands)
+    _add_score(commands)
+    _add_convert(commands)
     return parser
 
 
@@ -163,6 +167,45 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(command=_bench)
 
 
+def _add_score(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _command(commands, "score", "Say how likely a text is, in nats.", groups=(MODEL,))
+    parser.add_argument(
+        "--text-file", type=Path, metavar="FILE", help="the text; standard input when left out"
+    )
+    parser.add_argument(
+        "--orders",
+        type=int,
+        default=1,
+        metavar="K",
+        help="orders of the importance-weighted bound of any-order models; default 1",
+    )
+    parser.add_argument(
+        "--alpha-0",
+        type=float,
+        metavar="X",
+        help="share of an order that is random, 0 to 1; default the checkpoint's own",
+    )
+    parser.add_argument("--order-seed", type=int, default=0, metavar="N", help="default 0")
+    parser.set_defaults(command=_score)
+
+
+def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "Turn a Lightning checkpoint (Eso-LM) into a model folder; its averaged weights count."
+    parser = commands.add_parser("convert", help=text, description=text)
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="the .ckpt file")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="made, must not exist")
+    parser.add_argument(
+        "--family",
+        choices=("esolm", "mdlm", "bd3lm"),
+        help="what it is, where the checkpoint's own configuration cannot be read",
+    )
+    parser.add_argument("--model-length", type=int, metavar="N", help="context in tokens, likewise")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FOLDER", help="copy the tokenizer files of this folder"
+    )
+    parser.set_defaults(command=_convert, print_config=False, config=None)
+
+
 def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
     del arguments
     set_up_logging(form=settings.log_format, level=settings.log_level)
@@ -247,4 +290,32 @@ def _bench(settings: Settings, arguments: argparse.Namespace) -> int:
     print(result.table())
     if arguments.json is not None:
         arguments.json.write_text(result.json())
+    return EXIT_OK
+
+
+def _score(settings: Settings, arguments: argparse.Namespace) -> int:
+    set_up_logging(form="console", level="warning")
+    scorer = Scorer.load(find_model(settings))
+    source = arguments.text_file
+    text = sys.stdin.read() if source is None else source.read_text(encoding="utf-8")
+    found = scorer.score(
+        text, num_orders=arguments.orders, alpha_0=arguments.alpha_0, seed=arguments.order_seed
+    )
+    print(
+        f"{found.num_scored} tokens, {found.logprob:.4f} nats in all, "
+        f"perplexity {found.perplexity:.4f}"
+    )
+    return EXIT_OK
+
+
+def _convert(settings: Settings, arguments: argparse.Namespace) -> int:
+    del settings
+    convert_lightning(
+        arguments.checkpoint,
+        arguments.folder,
+        family=arguments.family,
+        model_length=arguments.model_length,
+        tokenizer_folder=arguments.tokenizer,
+    )
+    print(arguments.folder)
     return EXIT_OK
