@@ -47,7 +47,7 @@ def grammar_of(body: SamplingBody, info: ModelInfo) -> GrammarSpec | None:
 def check_grammar(spec: GrammarSpec, info: ModelInfo, *, param: str) -> None:
     """Raise ApiError when the model cannot be held to the grammar, or it does not compile."""
     if not info.can_constrain:
-        raise unsupported(param, f"answers of {info.name} cannot be held to a format")
+        raise unsupported(param, "answers cannot be held to a format")
     complaint = LLMatcher.validate_grammar(_source(spec))
     if complaint:
         raise ApiError(

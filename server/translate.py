@@ -228,16 +228,16 @@ def decoding_params(body: DecodingBody | None, info: ModelInfo) -> DecodingParam
     can = ", ".join(info.modes)
     if body.mode != "auto" and body.mode not in info.modes:
         raise invalid(
-            f"decoding.mode: {info.name} cannot decode by {body.mode}; it can by {can}",
+            f"decoding.mode: this model cannot decode by {body.mode}; it can by {can}",
             param="decoding.mode",
             code="unsupported_parameter",
         )
     values = {name: getattr(body, name) for name in _DRAFTING_FIELDS}
     for name, value in values.items():
         if value is not None and set(info.modes) == {"ar"}:
-            raise unsupported(f"decoding.{name}", f"{info.name} decodes by {can} only")
+            raise unsupported(f"decoding.{name}", f"this model decodes by {can} only")
     if body.infill_length is not None and not info.can_infill:
-        raise unsupported("decoding.infill_length", f"{info.name} cannot infill")
+        raise unsupported("decoding.infill_length", "this model cannot infill")
     return DecodingParams(
         mode=DecodingMode(body.mode),
         frames=body.stream == "steps",
@@ -305,7 +305,7 @@ def _suffix(body: CompletionBody, tools: ModelTools) -> tuple[int, ...]:
     if not body.suffix:
         return ()
     if not tools.info.can_infill:
-        raise unsupported("suffix", f"{tools.info.name} cannot infill")
+        raise unsupported("suffix", "this model cannot infill")
     return tuple(tools.tokenizer.encode(body.suffix, add_special_tokens=False))
 
 
