@@ -16,10 +16,11 @@ from weights.families import (
     Speaks,
 )
 from weights.generation_defaults import GenerationDefaults
-from weights.linear import Placement, Quantize
+from weights.linear import Placement
 from weights.load import (
     LoadedModel,
     ModelDescription,
+    Quantize,
     build_network,
     describe_model,
     load_model,

@@ -51,6 +51,6 @@ def build_vocabulary(config: NetworkConfig, parts: Parts, placement: Placement) 
         positions = parts.take("positions", (config.max_positions, config.hidden_size))
         position_table = placement.tensor(positions)
     token_table = placement.tensor(table)
-    if config.tie_head and placement.quantize is None and head_bias is None:
+    if config.tie_head and head_bias is None:
         return Vocabulary(token_table, position_table, Linear(token_table))
     return Vocabulary(token_table, position_table, placement.linear(head_weight, head_bias))

@@ -58,25 +58,25 @@ class GeluTransformer:
         self.num_layers = config.num_layers
         self.num_kv_heads = config.num_kv_heads
         self.head_dim = config.head_dim
-        self._vocabulary = vocabulary
-        self._layers = layers
-        self._final_norm = final_norm
-        self._rotary = rotary
+        self.vocabulary = vocabulary
+        self.layers = layers
+        self.final_norm = final_norm
+        self.rotary = rotary
 
     @property
     def head_weight(self) -> Tensor | Int8Weight:
         """The output head [V, d]."""
-        return self._vocabulary.head.weight
+        return self.vocabulary.head.weight
 
     @property
     def head_bias(self) -> Tensor | None:
         """Bias of the output head [V]."""
-        return self._vocabulary.head.bias
+        return self.vocabulary.head.bias
 
     @property
     def token_table(self) -> Tensor:
         """Embedding of every token [V, d]."""
-        return self._vocabulary.token_table
+        return self.vocabulary.token_table
 
     def forward(self, step: NetworkInput, cache: KVCache) -> Tensor:
         """Run one step; returns the scored rows [R, d] after the final norm."""
@@ -87,12 +87,12 @@ class GeluTransformer:
             num_kv_heads=self.config.num_kv_heads,
             dtype=self.token_table.dtype,
         )
-        rotary = None if self._rotary is None else rotary_rows(self._rotary, step.positions)
+        rotary = None if self.rotary is None else rotary_rows(self.rotary, step.positions)
         shared = AttentionStep(step.batch, plan, rotary)
-        x = self._vocabulary.embed(step.token_ids, step.positions)
-        last = self._layers[-1]
+        x = self.vocabulary.embed(step.token_ids, step.positions)
+        last = self.layers[-1]
         for layer, keys, values in zip(
-            self._layers, cache.keys.unbind(), cache.values.unbind(), strict=True
+            self.layers, cache.keys.unbind(), cache.values.unbind(), strict=True
         ):
             attended = layer.attention(layer.attention_norm(x), keys, values, shared)
             if layer is last:
@@ -100,7 +100,7 @@ class GeluTransformer:
                 x, attended = x[step.score_rows], attended[step.score_rows]
             x = x + layer.output(attended)
             x = x + layer.feed_forward(layer.feed_forward_norm(x))
-        return self._final_norm(x)
+        return self.final_norm(x)
 
 
 def build_gelu_transformer(

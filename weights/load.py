@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 
 import torch
@@ -11,14 +12,22 @@ from weights.chat_template import ChatTemplate
 from weights.checkpoint import Checkpoint, open_checkpoint
 from weights.errors import CheckpointError
 from weights.families import Family, RuleOverrides, find_family, resolve_rule
-from weights.gelu_transformer import build_gelu_transformer
+from weights.gelu_transformer import GeluTransformer, build_gelu_transformer
 from weights.generation_defaults import GenerationDefaults
-from weights.linear import Placement, Quantize
+from weights.linear import Placement
 from weights.network import Network
 from weights.network_config import Block, NetworkConfig
+from weights.quantize import calibration_ids, quantize_network
 from weights.tensor_reader import Parts, TensorReader
 from weights.tokenizer import Tokenizer
-from weights.transformer import build_transformer
+from weights.transformer import Transformer, build_transformer
+
+
+class Quantize(StrEnum):
+    """Forms of weights other than their float type; INT8 on a CPU only."""
+
+    INT8 = "int8"
+
 
 log = logging.getLogger(__name__)
 
@@ -87,13 +96,17 @@ def load_model(
     contradicts itself, and ValueError for a type or a length that cannot be.
     """
     started = time.monotonic()
-    placement = Placement(dtype, device, quantize)
+    placement = Placement(dtype, device)
+    if quantize is Quantize.INT8 and device.type != "cpu":
+        raise ValueError(f"int8 weights run on a CPU only, got device {device}")
     checkpoint = open_checkpoint(path)
     described = _describe(checkpoint, overrides, context_length)
     family, config = described.family, described.config
     reader = TensorReader(checkpoint.tensors, family.names)
     network = build_network(config, family.prepare(reader, config, checkpoint.config), placement)
     reader.finish()
+    if quantize is Quantize.INT8:
+        network = quantize_network(network, calibration_ids(described.tokenizer, config))
     log.info("loaded %s (%s) in %.1f s", described.name, family.name, time.monotonic() - started)
     return LoadedModel(
         network=network,
@@ -107,7 +120,9 @@ def load_model(
     )
 
 
-def build_network(config: NetworkConfig, parts: Parts, placement: Placement) -> Network:
+def build_network(
+    config: NetworkConfig, parts: Parts, placement: Placement
+) -> Transformer | GeluTransformer:
     """Build the network of a config from its parts."""
     if config.block is Block.GELU:
         return build_gelu_transformer(config, parts, placement)

@@ -77,25 +77,25 @@ class Transformer:
         self.num_layers = config.num_layers
         self.num_kv_heads = config.num_kv_heads
         self.head_dim = config.head_dim
-        self._vocabulary = vocabulary
-        self._first_norm = first_norm
-        self._layers = layers
-        self._rotary = rotary
+        self.vocabulary = vocabulary
+        self.first_norm = first_norm
+        self.layers = layers
+        self.rotary = rotary
 
     @property
     def head_weight(self) -> Tensor | Int8Weight:
         """The output head [V, d]."""
-        return self._vocabulary.head.weight
+        return self.vocabulary.head.weight
 
     @property
     def head_bias(self) -> Tensor | None:
         """Bias of the output head [V]."""
-        return self._vocabulary.head.bias
+        return self.vocabulary.head.bias
 
     @property
     def token_table(self) -> Tensor:
         """Embedding of every token [V, d]."""
-        return self._vocabulary.token_table
+        return self.vocabulary.token_table
 
     def forward(self, step: NetworkInput, cache: KVCache) -> Tensor:
         """Run one step; returns the scored rows [R, d] after the final norm."""
@@ -105,15 +105,15 @@ class Transformer:
             page_size=cache.page_size,
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
-            dtype=self._first_norm.dtype,
+            dtype=self.first_norm.dtype,
         )
-        shared = AttentionStep(step.batch, plan, rotary_rows(self._rotary, step.positions))
+        shared = AttentionStep(step.batch, plan, rotary_rows(self.rotary, step.positions))
         draft_rows = step.draft_rows
-        residual = self._vocabulary.embed(step.token_ids, step.positions)
-        x = rms_norm(residual, self._first_norm, eps)
-        last = self._layers[-1]
+        residual = self.vocabulary.embed(step.token_ids, step.positions)
+        x = rms_norm(residual, self.first_norm, eps)
+        last = self.layers[-1]
         for layer, keys, values in zip(
-            self._layers, cache.keys.unbind(), cache.values.unbind(), strict=True
+            self.layers, cache.keys.unbind(), cache.values.unbind(), strict=True
         ):
             x = layer.attention(x, keys, values, shared)
             if layer is last:

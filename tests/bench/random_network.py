@@ -49,7 +49,7 @@ def diffusion_transformer(*, max_positions, hidden=768, layers=12, heads=12, voc
         feed_forward_bias=True,
         head_bias=True,
     )
-    placement = Placement(torch.float32, torch.device("cpu"), None)
+    placement = Placement(torch.float32, torch.device("cpu"))
     return build_network(config, RandomParts(), placement)
 
 
