@@ -32,7 +32,8 @@ _STEPS_OF_A_ROUND = 2
 _PRICES = np.geomspace(1.0, 1 / 512, 40)
 # What a request with a seed pays, at any load: that of a lightly loaded machine.
 _PRICE_OF_SEEDED = 1 / 32
-_PRICE_EVERY_CALLS = 4
+_LOAD_RATE = 0.1
+_LEVEL_NUMBERS = np.arange(len(LEVELS))
 # A sequence keeps its width unless another gains so much more, as a share of its gain.
 _STICKINESS = 0.04
 # A sequence that decodes by AR drafts again after so many tokens, to see whether the text has
@@ -41,7 +42,6 @@ _FIRST_QUIET_TOKENS = 64
 _LONGEST_QUIET_TOKENS = 512
 _PROBE_COLUMN = 2
 _PROBE_SUCCESS = 2
-_LOAD_RATE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +82,15 @@ class Load:
 
     running:       seats that run
     budget_rows:   rows that the sequences which start a round may take in this step
+    pending_rows:  rows of this step's verifying sequences, whose widths were chosen before
+    other_rows:    rows of this step that are not the balance's: prompts, fixed widths
     cache_entries: entries that all running sequences see
     """
 
     running: IntArray
     budget_rows: int
+    pending_rows: int
+    other_rows: int
     cache_entries: int
 
 
@@ -119,8 +123,7 @@ class Balance:
         self._column = np.zeros(num_seats, dtype=np.int64)
         self._quiet = np.zeros(num_seats, dtype=np.int64)
         self._patience = np.zeros(num_seats, dtype=np.int64)
-        self._other_rows = 0.0
-        self._num_calls = 0
+        self._other_s = 0.0
         self._widths = np.array(WIDTHS)
         # Of every candidate price: rows of a sequence, by choice.
         self._paid = _PRICES[:, None, None] * costs.rows
@@ -143,14 +146,15 @@ class Balance:
         """Widths [n] for the sequences that start a round, most urgent first; 0 is AR."""
         seeded = self._is_seeded[starting]
         if not seeded.any():
-            columns = self._columns(self.acceptance, starting, self._current_price(load))
+            self.price = self._current_price(starting, load)
+            columns = self._columns(self.acceptance, starting, self.price)
         else:
             columns = np.empty(starting.size, dtype=np.int64)
             columns[seeded] = self._columns(self._fixed, starting[seeded], _PRICE_OF_SEEDED)
             if not seeded.all():
-                columns[~seeded] = self._columns(
-                    self.acceptance, starting[~seeded], self._current_price(load)
-                )
+                own = starting[~seeded]
+                self.price = self._current_price(own, load)
+                columns[~seeded] = self._columns(self.acceptance, own, self.price)
         columns = self._within_budget(columns, load.budget_rows)
         self._note(starting, columns)
         widths: IntArray = np.minimum(self._widths[columns], self._cap[starting])
@@ -178,11 +182,6 @@ class Balance:
         for model, own in ((self._fixed, seeded), (self.acceptance, ~seeded)):
             if own.any():
                 model.observe_singles(seats[own], uncertainty[own])
-
-    def observe_plan(self, seats: IntArray, rows: IntArray) -> None:
-        """Take in what a step will run, `rows` of each of `seats`: the load that is not ours."""
-        is_ours = self._is_auto[seats] & ~self._is_seeded[seats]
-        self._other_rows += _LOAD_RATE * (float(rows[~is_ours].sum()) - self._other_rows)
 
     def _columns(self, model: AcceptanceModel, seats: IntArray, price: float) -> IntArray:
         """The best choice of each sequence at a price per row, an index of `WIDTHS`."""
@@ -219,29 +218,50 @@ class Balance:
         self._patience[chosen] = np.minimum(2 * self._patience[chosen], _LONGEST_QUIET_TOKENS)
         self.counts.num_probes += int(chosen.size)
 
-    def _current_price(self, load: Load) -> float:
-        """The price per row at which the batch gains most per second; looked up now and then."""
-        if self._num_calls % _PRICE_EVERY_CALLS == 0:
-            ours = load.running[self._is_auto[load.running] & ~self._is_seeded[load.running]]
-            if ours.size:
-                self.price = self._best_price(ours, load.cache_entries)
-        self._num_calls += 1
-        return self.price
-
-    def _best_price(self, seats: IntArray, cache_entries: int) -> float:
+    def _current_price(self, starting: IntArray, load: Load) -> float:
+        """The price per row at which the batch gains most for the time it takes."""
+        ours = load.running[self._is_auto[load.running] & ~self._is_seeded[load.running]]
         # Sequences of the same level are counted together, with the mean of their gains.
-        member = self.acceptance.levels(seats) == np.arange(len(LEVELS))[:, None]  # [L, n]
-        count = member.sum(1)
-        gains = member @ self._gains(self.acceptance, seats)
-        gains /= np.maximum(count, 1)[:, None]  # [L, W]
-        columns = (gains - self._paid).argmax(2)  # [P, L]
-        levels = np.arange(len(LEVELS))
-        gained = gains[levels, columns] @ count
-        rows = self._costs.rows[columns] @ count
-        scored = self._costs.scored_rows[columns] @ count
-        other = self._other_rows
-        seconds = self.step_time.predict(rows + other, scored, float(cache_entries))
-        return float(_PRICES[(gained / seconds).argmax()])
+        level = self.acceptance.levels(ours)
+        gains = self._gains(self.acceptance, ours)
+        member = level == _LEVEL_NUMBERS[:, None]  # [L, n]
+        starts = np.zeros(self._is_auto.size, dtype=np.bool_)
+        starts[starting] = True
+        groups = np.stack((np.ones(ours.size), starts[ours]), axis=1)
+        counts = member @ groups  # [L, 2]: all, those that start now
+        level_gains = (member @ gains) / np.maximum(counts[:, :1], 1)  # [L, W]
+        columns = (level_gains - self._paid).argmax(2)  # [P, L]
+        gained = level_gains[_LEVEL_NUMBERS, columns] @ counts  # [P, 2]
+        rows = self._costs.rows[columns] @ counts
+        scored = self._costs.scored_rows[columns] @ counts
+        now, steady = self._seconds(rows, scored, load)
+        self._note_load(load, steady)
+        rate = (gained[:, 0] / (steady + self._other_s)).max()
+        # Two steps: those that start draft now and verify next, when the others start.
+        value = gained.sum(1) - rate * (now + steady)
+        return float(_PRICES[value.argmax()])
+
+    def _seconds(
+        self, rows: FloatArray, scored: FloatArray, load: Load
+    ) -> tuple[FloatArray, FloatArray]:
+        """Time of this step, and of one in which nothing but our sequences runs: [P] each."""
+        now_rows = rows[:, 1] + (load.other_rows + load.pending_rows)
+        now_scored = scored[:, 1] + load.pending_rows
+        seconds = self.step_time.predict(
+            np.concatenate((now_rows, rows[:, 0])),
+            np.concatenate((now_scored, scored[:, 0])),
+            float(load.cache_entries),
+        )
+        return seconds[: _PRICES.size], seconds[_PRICES.size :]
+
+    def _note_load(self, load: Load, steady: FloatArray) -> None:
+        """Keep the mean time per step that goes to what is not ours."""
+        extra = 0.0
+        if load.other_rows:
+            extra = load.other_rows * self.step_time.row_price(
+                float(load.other_rows + load.pending_rows)
+            )
+        self._other_s += _LOAD_RATE * (extra - self._other_s)
 
     def _within_budget(self, columns: IntArray, budget_rows: int) -> IntArray:
         """Narrow the widest rounds until their rows fit; the least urgent ones first."""

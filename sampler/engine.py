@@ -24,6 +24,7 @@ from sampler.scheduler import Scheduler
 from sampler.score_spec import Vocabulary, build_score_spec
 from sampler.sequence_table import SequenceTable
 from sampler.span_rules import span_rule_for
+from sampler.step_buffer import StepBuffer
 from sampler.step_input import StepInput, build_step_input
 from sampler.whole_spans import WholeSpans
 from sampler.window_spans import WindowSpans
@@ -91,7 +92,7 @@ class Engine:
         self.metrics = EngineMetrics(pages_total=limits.num_pages, page_size=config.page_size)
         self.advance = Advance(self.scheduler, vocabulary, self.metrics)
         self.grammars = grammars
-        self._device = device
+        self._buffer = StepBuffer(device)
         self._clock = clock
         self._answers: list[Delta] = []
 
@@ -138,14 +139,16 @@ class Engine:
         tokens = TokenBatch()
         plan = self.scheduler.plan(now_s=started_s)
         if plan is not None:
+            self._buffer.reset()
             step = self._build(plan)
             spec = build_score_spec(
                 step.scored,
                 self.table,
                 self.scheduler.records,
                 self.vocabulary,
-                device=self._device,
+                buffer=self._buffer,
             )
+            self._buffer.flush()
             built_s = self._clock()
             scores = self.runner.run(step, spec)
             ran_s = self._clock()
@@ -216,7 +219,7 @@ class Engine:
             self.rule,
             mask_token_id=self.vocabulary.mask_id or 0,
             wants_prompt=np.array(wants) if any(wants) else None,
-            device=self._device,
+            buffer=self._buffer,
         )
 
     def _count(

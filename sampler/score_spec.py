@@ -4,7 +4,6 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from kernels import PURPOSE_DRAFT, PURPOSE_TARGET, AllowedTokens, ScoreSpec, SparseAdjust
@@ -14,6 +13,7 @@ from sampler.grammar import Constraint
 from sampler.request import SamplingParams, has_penalties
 from sampler.seat_record import SeatRecord
 from sampler.sequence_table import SequenceTable
+from sampler.step_buffer import StepBuffer
 from sampler.step_input import RowKind, ScoredRows
 
 _WORD_BITS = 32
@@ -40,7 +40,7 @@ def build_score_spec(
     records: list[SeatRecord | None],
     vocabulary: Vocabulary,
     *,
-    device: torch.device,
+    buffer: StepBuffer,
 ) -> ScoreSpec:
     """Gather what `score_rows` needs for the R scored rows."""
     seats, positions = scored.seats, scored.positions
@@ -56,9 +56,7 @@ def build_score_spec(
     purposes = np.where(is_draft, PURPOSE_DRAFT, PURPOSE_TARGET)
     top_k, top_p, min_p = table.top_k[seats], table.top_p[seats], table.min_p[seats]
 
-    def tensor(array: NDArray[np.generic]) -> torch.Tensor:
-        return torch.from_numpy(array).to(device)
-
+    tensor = buffer.place
     return ScoreSpec(
         temperature=tensor(table.temperature[seats]),
         seeds=tensor(table.seeds[seats]),
@@ -68,8 +66,8 @@ def build_score_spec(
         top_k=tensor(top_k) if top_k.any() else None,
         top_p=tensor(top_p) if (top_p < 1).any() else None,
         min_p=tensor(min_p) if min_p.any() else None,
-        adjust=_adjust(chosen, scored, table, vocabulary, device),
-        allowed=_allowed(chosen, scored, table, vocabulary, device) if chosen else None,
+        adjust=_adjust(chosen, scored, table, vocabulary, buffer),
+        allowed=_allowed(chosen, scored, table, vocabulary, buffer) if chosen else None,
         suppressed=_hidden(vocabulary),
         num_top=max((_num_top(r.request.params) for _, r in chosen), default=0),
         given=tensor(_given(scored, table)) if scored.is_given.any() else None,
@@ -107,7 +105,7 @@ def _adjust(
     scored: ScoredRows,
     table: SequenceTable,
     vocabulary: Vocabulary,
-    device: torch.device,
+    buffer: StepBuffer,
 ) -> SparseAdjust | None:
     """Penalties, logit bias, forbidden stop and mask tokens, as sparse lists per row."""
     entries: dict[int, dict[int, tuple[float, float]]] = {}
@@ -122,11 +120,11 @@ def _adjust(
         forbids = (scored.kinds != RowKind.DRAFT) | table.draws_mask[scored.seats]
         for row in np.flatnonzero(forbids & ~scored.is_given).tolist():
             entries.setdefault(row, {})[mask_id] = (1.0, float("-inf"))
-    return _packed(entries, scored.rows.size, device) if any(entries.values()) else None
+    return _packed(entries, scored.rows.size, buffer) if any(entries.values()) else None
 
 
 def _packed(
-    entries: dict[int, dict[int, tuple[float, float]]], num_rows: int, device: torch.device
+    entries: dict[int, dict[int, tuple[float, float]]], num_rows: int, buffer: StepBuffer
 ) -> SparseAdjust:
     counts = np.zeros(num_rows, dtype=np.int64)
     ids: list[int] = []
@@ -137,12 +135,12 @@ def _packed(
         pairs.extend(entries[row].values())
     starts = np.zeros(num_rows + 1, dtype=np.int32)
     np.cumsum(counts, out=starts[1:])
-    both = torch.tensor(pairs, dtype=torch.float32, device=device)
+    both = np.array(pairs, dtype=np.float32)
     return SparseAdjust(
-        row_starts=torch.from_numpy(starts).to(device),
-        token_ids=torch.tensor(ids, dtype=torch.int32, device=device),
-        penalties=both[:, 0].contiguous(),
-        values=both[:, 1].contiguous(),
+        row_starts=buffer.place(starts),
+        token_ids=buffer.place(np.array(ids, dtype=np.int32)),
+        penalties=buffer.place(both[:, 0]),
+        values=buffer.place(both[:, 1]),
     )
 
 
@@ -180,7 +178,7 @@ def _allowed(
     scored: ScoredRows,
     table: SequenceTable,
     vocabulary: Vocabulary,
-    device: torch.device,
+    buffer: StepBuffer,
 ) -> AllowedTokens | None:
     """Bitmasks of the rows that may draw some tokens only."""
     rows = np.full(scored.rows.size, -1, dtype=np.int32)
@@ -196,8 +194,8 @@ def _allowed(
     if not masks:
         return None
     return AllowedTokens(
-        bitmask=torch.from_numpy(np.stack(masks)).to(device),
-        rows=torch.from_numpy(rows).to(device),
+        bitmask=buffer.place(np.stack(masks)),
+        rows=buffer.place(rows),
     )
 
 

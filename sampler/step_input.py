@@ -15,6 +15,7 @@ from sampler.decoding import Mode
 from sampler.plan import Plan
 from sampler.sequence_table import IntArray, SequenceTable
 from sampler.span_rule import SpanRule
+from sampler.step_buffer import StepBuffer
 from weights.network import NetworkInput
 
 
@@ -80,12 +81,13 @@ def build_step_input(
     *,
     mask_token_id: int,
     wants_prompt: NDArray[np.bool_] | None,
-    device: torch.device,
+    buffer: StepBuffer,
 ) -> StepInput:
     """Lay out the rows of a plan.
 
     mask_token_id: what a row of an open position holds; unused by models without drafts
     wants_prompt:  [seats] bool, sequences whose prompt tokens are to be scored, or None
+    buffer:        takes the tensors to the device; to be flushed before they are read
     """
     rows = _lay_out(plan)
     rank = rows.entry - rows.behind
@@ -96,7 +98,7 @@ def build_step_input(
     page_size = table.page_size
     limits = _limits(plan, rows, table, rule)
     num_entries = max(int(plan.draft_stop.max()), int(limits.max()))
-    window_starts, window_stops = _windows(rows, device)
+    window_starts, window_stops = _windows(rows, buffer)
     pages = table.pages[plan.seats, : -(-num_entries // page_size)]
     page = pages[rows.span, rows.entry // page_size].astype(np.int64)
     counts = plan.draft_stop - plan.first
@@ -104,21 +106,21 @@ def build_step_input(
     np.cumsum(counts, out=starts[1:])
     scored = _choose_scored(plan, rows, position, table, rule, wants_prompt=wants_prompt)
     batch = PagedBatch(
-        span_starts=torch.from_numpy(starts).to(device),
-        page_table=torch.from_numpy(pages).to(device),
-        slots=torch.from_numpy(page * page_size + rows.entry % page_size).to(device),
-        limits=torch.from_numpy(limits.astype(np.int32)).to(device),
+        span_starts=buffer.place(starts),
+        page_table=buffer.place(pages),
+        slots=buffer.place(page * page_size + rows.entry % page_size),
+        limits=buffer.place(limits.astype(np.int32)),
         max_span=int(counts.max()),
         max_limit=num_entries,
         window_starts=window_starts,
         window_stops=window_stops,
     )
     network = NetworkInput(
-        token_ids=torch.from_numpy(token_ids.astype(np.int64)).to(device),
-        positions=torch.from_numpy(position).to(device),
-        score_rows=torch.from_numpy(scored.rows).to(device),
+        token_ids=buffer.place(token_ids.astype(np.int64)),
+        positions=buffer.place(position),
+        score_rows=buffer.place(scored.rows),
         batch=batch,
-        draft_rows=_self_drafted(plan, rows, table, device),
+        draft_rows=_self_drafted(plan, rows, table, buffer),
     )
     return StepInput(network=network, scored=scored)
 
@@ -146,26 +148,26 @@ def _limits(plan: Plan, rows: _Rows, table: SequenceTable, rule: SpanRule) -> In
     return np.where(rows.kind == RowKind.DRAFT, of_drafts, limits)
 
 
-def _windows(rows: _Rows, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def _windows(rows: _Rows, buffer: StepBuffer) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The extra interval [T] that rows see: a checking mask sees its own entry."""
     is_check = rows.kind == RowKind.CHECK
     if not is_check.any():
         return None, None
     start = np.where(is_check, rows.entry, 0).astype(np.int32)
     return (
-        torch.from_numpy(start).to(device),
-        torch.from_numpy(start + is_check.astype(np.int32)).to(device),
+        buffer.place(start),
+        buffer.place(start + is_check.astype(np.int32)),
     )
 
 
 def _self_drafted(
-    plan: Plan, rows: _Rows, table: SequenceTable, device: torch.device
+    plan: Plan, rows: _Rows, table: SequenceTable, buffer: StepBuffer
 ) -> torch.Tensor | None:
     """Rows [T] that draft what the same network will verify, or None when there are none."""
     if not (plan.draft_stop > plan.propose_stop).any():
         return None
     drafted = (rows.kind == RowKind.DRAFT) & (table.mode[rows.seat] == Mode.SPECULATIVE)
-    return torch.from_numpy(drafted).to(device) if drafted.any() else None
+    return buffer.place(drafted) if drafted.any() else None
 
 
 def _choose_scored(

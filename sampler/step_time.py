@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 # Where the time per row may bend.
-BEND_ROWS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+BEND_ROWS = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512, 768, 1024, 2048)
 _NUM_PLAIN = 4
 _NUM_FEATURES = _NUM_PLAIN + len(BEND_ROWS)
 # Steps are kept by magnitude of their rows, so that a steady load does not push out what is

@@ -8,6 +8,7 @@ import torch
 
 from kernels import allocate_kv_cache
 from sampler.runner import Runner
+from sampler.step_buffer import StepBuffer
 from sampler.step_input import build_step_input
 from tests.sampler.golden_engine import golden_engine, golden_model
 from tests.tiny import request
@@ -67,7 +68,7 @@ class ComparingRunner:
             engine.rule,
             mask_token_id=engine.vocabulary.mask_id or 0,
             wants_prompt=None,
-            device=torch.device("cpu"),
+            buffer=StepBuffer(torch.device("cpu")),
         )
         network = Runner(self.runner.network, empty_cache(self.runner.cache))
         # The same rows are scored; they stand further back when everything is run.
