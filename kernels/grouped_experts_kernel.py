@@ -39,7 +39,7 @@ def launch_grouped_experts(
     choices = rows * chosen
     if choices == 0:
         return torch.zeros_like(x)
-    x = x.contiguous()
+    x, gate_up, down = x.contiguous(), gate_up.contiguous(), down.contiguous()
     block_t = _tile_rows(choices, num_experts, x.dtype)
     runs = _sort_by_expert(expert_ids, num_experts, block_t)
     tiles = triton.cdiv(choices, block_t) + min(num_experts, choices)
@@ -66,7 +66,7 @@ def launch_grouped_experts(
         hidden,
         down,
         outputs,
-        expert_weights,
+        expert_weights.contiguous(),
         runs.order,
         runs.starts,
         runs.tile_starts,

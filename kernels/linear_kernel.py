@@ -13,7 +13,7 @@ from kernels.dispatch import LAUNCH
 # (outputs, depth, warps, stages) by rows of a tile. Not yet measured.
 TUNED = {
     16: (64, 128, 4, 4),
-    32: (64, 128, 4, 4),
+    32: (64, 64, 4, 4),
     64: (128, 64, 4, 4),
     128: (128, 64, 8, 3),
 }
@@ -24,7 +24,7 @@ def launch_int8_linear(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor |
     """Start the kernel: x [T, in] times values [out, in] int8 times scales [out], plus bias."""
     rows, width = x.shape
     outputs = values.shape[0]
-    x = x.contiguous()
+    x, values = x.contiguous(), values.contiguous()
     output = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     if rows == 0:
         return output

@@ -14,6 +14,11 @@ from kernels.dispatch import LAUNCH
 _WARPS = {1024: 2, 4096: 4, 8192: 8, 2**31 - 1: 16}
 
 
+def num_warps(width: int) -> int:
+    """Warps of a program for rows of a width."""
+    return next(warps for limit, warps in _WARPS.items() if width <= limit)
+
+
 def launch_rms_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -33,7 +38,7 @@ def launch_rms_norm(
             WIDTH=width,
             BLOCK=triton.next_power_of_2(width),
             HAS_RESIDUAL=residual is not None,
-            num_warps=next(warps for limit, warps in _WARPS.items() if width <= limit),
+            num_warps=num_warps(width),
             **LAUNCH,
         )
     return normed, total

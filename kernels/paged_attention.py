@@ -26,8 +26,9 @@ def paged_attention(
     """What every row of q [T, Hq, D] reads from the entries it sees: [T, Hq, D] in q's type.
 
     keys, values: [pages, page_size, Hkv, D] of one layer, contiguous, the batch's own entries
-                  already written; entries beyond what a span sees may hold anything, also
-                  between its limits and its windows
+                  already written. Of one span, all entries from the smallest first to the
+                  largest limit and from the smallest window start to the largest window stop
+                  must be; others may hold anything
     plan:         of this batch, by `plan_attention`
     scale:        multiplies q . k before the softmax
 

@@ -69,9 +69,11 @@ def score_partials(
     Partials of all ranks, joined by `join_partials`, give scores by `finish_scores`. Top lists,
     top-k, top-p and min-p are not in partials.
 
-    Raises ValueError when the spec asks for them.
+    Raises ValueError when the spec asks for them, or vocab_start is no multiple of 32.
     """
     check_spec(spec, hidden.shape[0], full_vocab)
+    if vocab_start % 32:
+        raise ValueError(f"vocab_start must be a multiple of 32, got {vocab_start}")
     if spec.filters or spec.num_top:
         raise ValueError("top lists, top-k, top-p and min-p need a head that is not split")
     place = {"vocab_start": vocab_start, "full_vocab": full_vocab}

@@ -10,6 +10,7 @@ Shapes: R rows, V vocabulary entries of this rank, d entries of the residual str
 W words of a bitmask row, d_z latent width.
 """
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -17,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.dispatch import LAUNCH
+from kernels.dispatch import LAUNCH, capability
 from kernels.linear import Int8Weight
 from kernels.noise import (
     HASH_MULTIPLIER_1,
@@ -30,16 +31,14 @@ from kernels.score_partials import NEVER, NUM_NUMBERS, NUM_TOKENS, ScorePartials
 from kernels.score_spec import AllowedTokens, ScoreSpec
 from kernels.score_wide import adjusted_rows
 
-# (vocabulary entries, depth, warps, stages) by rows of a tile, 16-bit heads. Not yet measured.
-_TUNED = {
-    16: (128, 64, 4, 4),
-    32: (128, 64, 4, 4),
-    64: (128, 64, 4, 4),
-    128: (128, 64, 8, 3),
-}
-_TUNED_FLOAT32 = {16: (64, 32, 4, 2), 32: (64, 32, 4, 2), 64: (64, 32, 8, 2), 128: (64, 32, 8, 2)}
+# (vocabulary entries, depth, warps, stages) by rows of a tile, 16-bit heads. Not yet measured: each
+# compiles without spills.
+_TUNED = {16: (128, 64, 8, 4), 32: (128, 64, 8, 4), 64: (128, 64, 8, 4), 128: (64, 64, 8, 4)}
+_TUNED_HOPPER = _TUNED | {128: (128, 64, 8, 3)}
+_TUNED_FLOAT32 = {16: (64, 32, 4, 2)}
+_TUNED_FLOAT32_EMBEDDING = {16: (64, 32, 8, 2)}
 # Rows of a tile with an expected embedding, whose sums take registers of their own.
-_EMBEDDING_ROWS = 32
+_EMBEDDING_ROWS = 16
 # Programs that keep a GPU busy: two on each of about 132 multiprocessors.
 _PROGRAMS = 264
 # Adjusted tokens of a row computed at once, and the depth of their products.
@@ -79,9 +78,10 @@ def launch_score_partials(
     values, scales = _head_parts(head_weight, hidden)
     vocab = values.shape[0]
     latent = 0 if spec.embedding is None else spec.embedding.shape[1]
-    block_r, block_v, block_k, warps, stages = tuned_size(rows, hidden.dtype, latent)
-    tiles = triton.cdiv(vocab, block_v)
-    row_tiles = triton.cdiv(rows, block_r)
+    sizes = tile_sizes(hidden.dtype, latent, capability(device))
+    size = next((size for size in sizes if size.rows >= rows), sizes[-1])
+    tiles = triton.cdiv(vocab, size.entries)
+    row_tiles = triton.cdiv(rows, size.rows)
     splits = min(tiles, max(1, _PROGRAMS // max(row_tiles, 1)))
     tiles_per_split = triton.cdiv(tiles, splits)
     splits = triton.cdiv(tiles, tiles_per_split)
@@ -134,11 +134,11 @@ def launch_score_partials(
         int(spec.allowed is not None or spec.adjust is not None),
         vocab_start,
         **constants,
-        BLOCK_R=block_r,
-        BLOCK_V=block_v,
-        BLOCK_K=block_k,
-        STAGES=stages,
-        num_warps=warps,
+        BLOCK_R=size.rows,
+        BLOCK_V=size.entries,
+        BLOCK_K=size.depth,
+        STAGES=size.stages,
+        num_warps=size.warps,
         **LAUNCH,
     )
     if spec.adjust is not None:
@@ -168,12 +168,24 @@ def launch_score_partials(
     return result
 
 
-def tuned_size(rows: int, dtype: torch.dtype, latent: int) -> tuple[int, int, int, int, int]:
-    """Rows, vocabulary entries and depth of a tile, warps and stages."""
-    table = _TUNED_FLOAT32 if dtype == torch.float32 else _TUNED
+@dataclass(frozen=True, slots=True)
+class TileSize:
+    """Rows, vocabulary entries and depth of a tile, warps of a program, stages of its loads."""
+
+    rows: int
+    entries: int
+    depth: int
+    warps: int
+    stages: int
+
+
+def tile_sizes(dtype: torch.dtype, latent: int, capability: int) -> tuple[TileSize, ...]:
+    """All tuned sizes, smallest first, for a head type, a latent width (0: none) and a chip."""
+    table = _TUNED_HOPPER if capability == 90 else _TUNED
+    if dtype == torch.float32:
+        table = _TUNED_FLOAT32_EMBEDDING if latent else _TUNED_FLOAT32
     most = _EMBEDDING_ROWS if latent else max(table)
-    block_r = min(max(16, triton.next_power_of_2(rows)), most)
-    return (block_r, *table[block_r])
+    return tuple(TileSize(rows, *rest) for rows, rest in table.items() if rows <= most)
 
 
 @cache
@@ -285,14 +297,31 @@ def _score_tiles_kernel(  # noqa: PLR0915
             logits += bias[None, :]
         logits = tl.where(column_mask[None, :], tl.maximum(logits, _NEVER), _NEVER)
         token_ids = (columns + vocab_start)[None, :]
-        logits = _forbid(
-            logits, token_ids, rows, row_mask, bitmask_ptr, bitmask_rows_ptr,
-            suppressed_ptr, num_suppressed, has_bitmask, WORDS,
-        )  # fmt: skip
+        logits = _suppress(logits, token_ids, suppressed_ptr, num_suppressed)
+        if has_bitmask != 0:
+            # A tile starts at a multiple of 32: whole words, each spread over 32 columns.
+            masks = tl.load(bitmask_rows_ptr + rows, mask=row_mask, other=-1)[:, None]
+            word_ids = (tile * BLOCK_V + vocab_start) // 32 + tl.arange(0, BLOCK_V // 32)
+            word_mask = (masks >= 0) & (word_ids < WORDS)[None, :]
+            word_offsets = masks.to(tl.int64) * WORDS + word_ids[None, :]
+            words = tl.load(bitmask_ptr + word_offsets, mask=word_mask, other=-1)
+            words = tl.broadcast_to(words[:, :, None], (BLOCK_R, BLOCK_V // 32, 32))
+            words = tl.reshape(words, (BLOCK_R, BLOCK_V))
+            logits = tl.where(((words >> (token_ids % 32)) & 1) != 0, logits, _NEVER)
         old_peak = peak
+        if LATENT == 0:
+            # Half the columns at a time: temporaries of a whole tile would not fit in registers.
+            halves = tl.permute(tl.reshape(logits, (BLOCK_R, 2, BLOCK_V // 2)), (0, 2, 1))
+            logits, right = tl.split(halves)
+            token_ids = (tile * BLOCK_V + vocab_start + tl.arange(0, BLOCK_V // 2))[None, :]
+            peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, _ = _fold(
+                right, token_ids + BLOCK_V // 2, rows, row_mask, temperature_ptr, keys_ptr,
+                given_ptr, peak, total, weighted, second, best, score, drawn, drawn_logit,
+                given_logit, True,
+            )  # fmt: skip
         peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, masses = _fold(
             logits, token_ids, rows, row_mask, temperature_ptr, keys_ptr, given_ptr,
-            peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit,
+            peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, True,
         )  # fmt: skip
         if LATENT > 0:
             e_mask = column_mask[:, None] & (latents < LATENT)[None, :]
@@ -385,14 +414,16 @@ def _score_adjusted_kernel(  # noqa: PLR0915
         values = tl.load(values_ptr + entries, mask=is_own, other=0.0)
         dots = tl.where(dots > 0, dots / penalties, dots * penalties) + values
         logits = tl.where(is_own, tl.maximum(dots, _NEVER), _NEVER)[None, :]
-        logits = _forbid(
-            logits, ids[None, :], rows, row_mask, bitmask_ptr, bitmask_rows_ptr,
-            suppressed_ptr, num_suppressed, has_bitmask, WORDS,
-        )  # fmt: skip
+        logits = _suppress(logits, ids[None, :], suppressed_ptr, num_suppressed)
+        if has_bitmask != 0:
+            mask_row = tl.load(bitmask_rows_ptr + tl.program_id(0))
+            word_ptr = bitmask_ptr + mask_row.to(tl.int64) * WORDS + ids // 32
+            words = tl.load(word_ptr, mask=is_own & (ids // 32 < (mask_row + 1) * WORDS), other=-1)
+            logits = tl.where(((words >> (ids % 32)) & 1)[None, :] != 0, logits, _NEVER)
         old_peak = peak
         peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, masses = _fold(
             logits, ids[None, :], rows, row_mask, temperature_ptr, keys_ptr, given_ptr,
-            peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit,
+            peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, False,
         )  # fmt: skip
         if LATENT > 0:
             e_mask = is_own[:, None] & (latents < LATENT)[None, :]
@@ -410,26 +441,9 @@ def _score_adjusted_kernel(  # noqa: PLR0915
 
 
 @triton.jit
-def _forbid(
-    logits,  # [r, v]
-    token_ids,  # [1, v] or [r, v]
-    rows,
-    row_mask,
-    bitmask_ptr,
-    bitmask_rows_ptr,
-    suppressed_ptr,
-    num_suppressed,
-    has_bitmask,
-    WORDS: tl.constexpr,
-):
+def _suppress(logits, token_ids, suppressed_ptr, num_suppressed):
     for index in range(num_suppressed):
         logits = tl.where(token_ids == tl.load(suppressed_ptr + index), _NEVER, logits)
-    if has_bitmask != 0:
-        index = tl.load(bitmask_rows_ptr + rows, mask=row_mask, other=-1)[:, None]
-        offsets = index.to(tl.int64) * WORDS + token_ids // 32
-        mask = (index >= 0) & (token_ids >= 0) & (token_ids < WORDS * 32)
-        words = tl.load(bitmask_ptr + offsets, mask=mask, other=-1)
-        logits = tl.where(((words >> (token_ids % 32)) & 1) != 0, logits, _NEVER)
     return logits
 
 
@@ -451,10 +465,10 @@ def _fold(
     drawn,
     drawn_logit,
     given_logit,
+    ASCENDING: tl.constexpr,
 ):
     """The statistics of all logits seen so far, [r] each, and this tile's masses [r, v]."""
-    tile_peak = tl.max(logits, axis=1)
-    tile_best = tl.min(tl.where(logits == tile_peak[:, None], token_ids, _NO_TOKEN), axis=1)
+    tile_peak, tile_best = _best(logits, token_ids, ASCENDING)
     others = tl.where(token_ids == tile_best[:, None], _NEVER, logits)
     second = tl.maximum(second, tl.max(others, axis=1))
     second = tl.maximum(second, tl.minimum(peak, tile_peak))
@@ -477,8 +491,7 @@ def _fold(
         tempered = logits / tl.where(temperature > 0, temperature, 1.0)[:, None]
         noisy = tempered - _log_exponential(keys_ptr, rows, row_mask, token_ids)
         noisy = tl.where(logits > _NEVER / 2, noisy, _NEVER)
-        tile_score = tl.max(noisy, axis=1)
-        tile_drawn = tl.min(tl.where(noisy == tile_score[:, None], token_ids, _NO_TOKEN), axis=1)
+        tile_score, tile_drawn = _best(noisy, token_ids, ASCENDING)
         is_drawn = token_ids == tile_drawn[:, None]
         tile_logit = tl.max(tl.where(is_drawn, logits, _NEVER), axis=1)
         wins = tile_score > score
@@ -487,6 +500,19 @@ def _fold(
         drawn = tl.where(wins, tile_drawn, drawn)
         drawn_logit = tl.where(wins, tile_logit, drawn_logit)
     return new_peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, masses
+
+
+@triton.jit
+def _best(numbers, token_ids, ASCENDING: tl.constexpr):
+    """The largest number [r] of each row and its token, the lowest id of equals."""
+    if ASCENDING:
+        # Token ids [1, v] count up from the first: one pass that keeps nothing in registers.
+        best, place = tl.max(numbers, axis=1, return_indices=True)
+        token = place.to(tl.int32) + tl.min(tl.min(token_ids, axis=1), axis=0)
+    else:
+        best = tl.max(numbers, axis=1)
+        token = tl.min(tl.where(numbers == best[:, None], token_ids, _NO_TOKEN), axis=1)
+    return best, token
 
 
 @triton.jit

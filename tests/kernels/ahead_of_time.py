@@ -19,11 +19,15 @@ TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What a compiled kernel uses: bytes per program, bytes per thread, registers per thread."""
+    """What a compiled kernel uses.
+
+    shared: bytes per program; stack: bytes of local memory per thread; spills: instructions that
+    store registers to it or load them back; registers: per thread
+    """
 
     shared: int
     stack: int
-    local: int
+    spills: int
     registers: int
     ptx: str
 
@@ -56,13 +60,17 @@ def compile_kernel(kernel, tensors, constants, capability, *, warps, stages=2, f
     )
     cubin = path / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
-    dump = [str(TOOLS / "cuobjdump"), "--dump-resource-usage", str(cubin)]
-    usage = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
-    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", _read(cubin, "--dump-resource-usage")))
+    spills = re.findall(r"\b(?:STL|LDL)\b", _read(cubin, "--dump-sass"))
     return MachineCode(
         shared=compiled.metadata.shared,
-        stack=numbers["STACK"],
-        local=numbers["LOCAL"],
-        registers=numbers["REG"],
+        stack=int(numbers["STACK"]) + int(numbers["LOCAL"]),
+        spills=len(spills),
+        registers=int(numbers["REG"]),
         ptx=compiled.asm["ptx"],
     )
+
+
+def _read(cubin, what):
+    command = [str(TOOLS / "cuobjdump"), what, str(cubin)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

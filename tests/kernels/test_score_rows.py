@@ -124,7 +124,7 @@ def test_everything_at_once_agrees_with_reference(device):
 def test_filters_agree_with_reference(filters, device):
     hidden, head = draw(8, 1000, device)
     filters = {name: value.to(device) for name, value in filters.items()}
-    for seed in range(20):
+    for seed in range(5):
         spec = plain(
             8,
             device,
@@ -161,10 +161,10 @@ def test_top_p_keeps_the_smallest_set_that_holds_the_mass(device):
 
 def test_draws_follow_the_tempered_distribution(device):
     logits = torch.tensor([1.0, 0.0, 2.0, -1.0], device=device)
-    rows = 20_000
+    rows = 4000
     drawn = draw_from(logits, rows, temperature=torch.full((rows,), 2.0, device=device))
     frequency = torch.bincount(drawn, minlength=4) / rows
-    torch.testing.assert_close(frequency, (logits / 2).softmax(0), atol=0.015, rtol=0)
+    torch.testing.assert_close(frequency, (logits / 2).softmax(0), atol=0.03, rtol=0)
 
 
 def test_uniform_row_has_entropy_log_vocabulary(device):

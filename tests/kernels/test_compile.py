@@ -1,0 +1,271 @@
+"""Every kernel in every tuned size, compiled for GPUs that need not be there."""
+
+import pytest
+import torch
+import triton
+
+from kernels import (
+    grouped_experts_kernel,
+    linear_kernel,
+    norms_kernel,
+    paged_attention_kernel,
+    score_rows_kernel,
+    store_kv_kernel,
+    swiglu_kernel,
+)
+from tests.kernels.ahead_of_time import CAPABILITIES, SHARED_LIMIT, TENSOR_CORES, compile_kernel
+from tests.kernels.batches import INTERPRETED
+
+pytestmark = [
+    pytest.mark.compile,
+    pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled"),
+    pytest.mark.parametrize("capability", CAPABILITIES),
+]
+
+ATTENTION_TENSORS = {
+    "partial": "fp32",
+    "partial_lse": "fp32",
+    "span_starts": "i32",
+    "page_table": "i32",
+    "limits": "i32",
+    "firsts": "i32",
+    "window_starts": "i32",
+    "window_stops": "i32",
+}
+SCORE_TENSORS = {
+    "scales": "fp32",
+    "temperature": "fp32",
+    "keys": "i32",
+    "given": "i64",
+    "bitmask": "i32",
+    "bitmask_rows": "i32",
+    "suppressed": "i32",
+    "row_starts": "i32",
+    "token_ids": "i32",
+    "penalties": "fp32",
+    "values": "fp32",
+    "numbers": "fp32",
+    "tokens": "i32",
+    "expected": "fp32",
+}
+
+
+def assert_fits(code, capability, *, tensor_cores=True):
+    assert code.shared <= SHARED_LIMIT[capability]
+    assert (code.stack, code.spills) == (0, 0)
+    # Tiles of fewer than 64 rows use the older instruction on every chip.
+    used = TENSOR_CORES[capability] in code.ptx or "mma.sync" in code.ptx
+    assert used or not tensor_cores
+
+
+def attention(head_dim, size, capability, path, *, element="bf16", group=4, page_size=16):
+    tensors = ATTENTION_TENSORS | dict.fromkeys(("q", "keys", "values", "output"), element)
+    constants = {
+        "KV_HEADS": 8,
+        "GROUP": group,
+        "HEAD_DIM": head_dim,
+        "PAGE_SIZE": page_size,
+        "BLOCK_M": size.rows,
+        "BLOCK_N": size.entries,
+        "BLOCK_D": triton.next_power_of_2(head_dim),
+        "MIN_SPLIT_TILES": 4,
+        "STAGES": size.stages,
+    }
+    return compile_kernel(
+        paged_attention_kernel._paged_attention_kernel,
+        tensors,
+        constants,
+        capability,
+        warps=size.warps,
+        floats=("scale_log2",),
+        path=path,
+    )
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_paged_attention(head_dim, place, capability, tmp_path):
+    sizes = paged_attention_kernel.tile_sizes(head_dim, torch.bfloat16, capability)
+    size = sizes[min(place, len(sizes) - 1)]
+    assert_fits(attention(head_dim, size, capability, tmp_path), capability)
+
+
+@pytest.mark.parametrize(("group", "page_size"), [(1, 256), (7, 64)])
+def test_paged_attention_of_other_groups_and_pages(group, page_size, capability, tmp_path):
+    size = paged_attention_kernel.tile_sizes(80, torch.bfloat16, capability)[-1]
+    options = {"group": group, "page_size": page_size}
+    assert_fits(attention(80, size, capability, tmp_path, **options), capability)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_paged_attention_in_float32(head_dim, capability, tmp_path):
+    size = paged_attention_kernel.tile_sizes(head_dim, torch.float32, capability)[-1]
+    code = attention(head_dim, size, capability, tmp_path, element="fp32")
+    assert_fits(code, capability, tensor_cores=False)
+
+
+def test_merge_of_splits(capability, tmp_path):
+    code = compile_kernel(
+        paged_attention_kernel._merge_splits_kernel,
+        {"partial": "fp32", "partial_lse": "fp32", "output": "bf16"},
+        {"HEADS": 32, "HEAD_DIM": 128, "BLOCK_S": 64, "BLOCK_D": 128},
+        capability,
+        warps=4,
+        path=tmp_path,
+    )
+    assert_fits(code, capability, tensor_cores=False)
+
+
+def score(size, latent, head, capability, path, element="bf16"):
+    tensors = SCORE_TENSORS | dict.fromkeys(("hidden", "bias", "embedding"), element)
+    constants = {
+        "VOCAB": 151_936,
+        "WIDTH": 4096,
+        "WORDS": 4748,
+        "HAS_SCALES": head == "i8",
+        "HAS_BIAS": False,
+        "LATENT": latent,
+        "BLOCK_Z": max(16, latent),
+        "BLOCK_R": size.rows,
+        "BLOCK_V": size.entries,
+        "BLOCK_K": size.depth,
+        "STAGES": size.stages,
+    }
+    return compile_kernel(
+        score_rows_kernel._score_tiles_kernel,
+        tensors | {"head": head},
+        constants,
+        capability,
+        warps=size.warps,
+        path=path,
+    )
+
+
+@pytest.mark.parametrize("head", ["bf16", "i8"])
+@pytest.mark.parametrize("place", range(4))
+def test_score_tiles(place, head, capability, tmp_path):
+    size = score_rows_kernel.tile_sizes(torch.bfloat16, 0, capability)[place]
+    assert_fits(score(size, 0, head, capability, tmp_path), capability)
+
+
+def test_score_tiles_with_expected_embedding(capability, tmp_path):
+    (size,) = score_rows_kernel.tile_sizes(torch.bfloat16, 128, capability)
+    assert_fits(score(size, 128, "bf16", capability, tmp_path), capability)
+
+
+def test_score_tiles_in_float32(capability, tmp_path):
+    (size,) = score_rows_kernel.tile_sizes(torch.float32, 0, capability)
+    code = score(size, 0, "fp32", capability, tmp_path, element="fp32")
+    assert_fits(code, capability, tensor_cores=False)
+
+
+def test_score_of_adjusted_tokens(capability, tmp_path):
+    tensors = SCORE_TENSORS | dict.fromkeys(("hidden", "head", "bias", "embedding"), "bf16")
+    constants = {
+        "VOCAB": 151_936,
+        "WIDTH": 4096,
+        "WORDS": 4748,
+        "HAS_SCALES": False,
+        "HAS_BIAS": True,
+        "LATENT": 0,
+        "BLOCK_Z": 16,
+        "BLOCK_V": 16,
+        "BLOCK_K": 128,
+    }
+    kernel = score_rows_kernel._score_adjusted_kernel
+    code = compile_kernel(kernel, tensors, constants, capability, warps=4, path=tmp_path)
+    assert_fits(code, capability, tensor_cores=False)
+
+
+@pytest.mark.parametrize("rows", linear_kernel.TUNED)
+def test_int8_linear(rows, capability, tmp_path):
+    outputs, depth, warps, stages = linear_kernel.TUNED[rows]
+    tensors = {"x": "bf16", "values": "i8", "scales": "fp32", "bias": "bf16", "output": "bf16"}
+    constants = {
+        "WIDTH": 4096,
+        "OUTPUTS": 12_288,
+        "HAS_BIAS": True,
+        "BLOCK_T": rows,
+        "BLOCK_O": outputs,
+        "BLOCK_K": depth,
+        "STAGES": stages,
+    }
+    kernel = linear_kernel._int8_linear_kernel
+    code = compile_kernel(kernel, tensors, constants, capability, warps=warps, path=tmp_path)
+    assert_fits(code, capability)
+
+
+@pytest.mark.parametrize("rows", grouped_experts_kernel.TUNED)
+@pytest.mark.parametrize("name", ["_gate_up_kernel", "_down_kernel"])
+def test_grouped_experts(name, rows, capability, tmp_path):
+    outputs, depth, warps, stages = grouped_experts_kernel.TUNED[rows]
+    tensors = dict.fromkeys(("x", "gate_up", "hidden", "down"), "bf16")
+    tensors |= {"outputs": "fp32", "weights": "fp32", "order": "i64"}
+    tensors |= {"starts": "i32", "tile_starts": "i32"}
+    constants = {
+        "EXPERTS": 64,
+        "WIDTH": 2048,
+        "INTERMEDIATE": 1408,
+        "BLOCK_T": rows,
+        "BLOCK_O": outputs,
+        "BLOCK_K": depth,
+        "STAGES": stages,
+    }
+    if name == "_gate_up_kernel":
+        constants["CHOSEN"] = 6
+    kernel = getattr(grouped_experts_kernel, name)
+    code = compile_kernel(kernel, tensors, constants, capability, warps=warps, path=tmp_path)
+    assert_fits(code, capability)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_store_kv(interleaved, capability, tmp_path):
+    tensors = dict.fromkeys(("qkv", "keys", "values", "q", "q_norm", "k_norm"), "bf16")
+    tensors |= {"slots": "i64", "cos": "fp32", "sin": "fp32", "scale": "fp32"}
+    constants = {
+        "Q_HEADS": 32,
+        "KV_HEADS": 8,
+        "HEAD_DIM": 128,
+        "ROTARY_DIM": 128,
+        "INTERLEAVED": interleaved,
+        "HAS_SCALE": True,
+        "HAS_NORM": True,
+        "BLOCK_HEADS": 8,
+        "BLOCK_D": 128,
+    }
+    code = compile_kernel(
+        store_kv_kernel._store_kv_kernel,
+        tensors,
+        constants,
+        capability,
+        warps=4,
+        floats=("norm_eps",),
+        path=tmp_path,
+    )
+    assert_fits(code, capability, tensor_cores=False)
+
+
+@pytest.mark.parametrize("width", [576, 4096, 8192])
+def test_rms_norm(width, capability, tmp_path):
+    code = compile_kernel(
+        norms_kernel._rms_norm_kernel,
+        dict.fromkeys(("x", "residual", "weight", "normed", "total"), "bf16"),
+        {"WIDTH": width, "BLOCK": triton.next_power_of_2(width), "HAS_RESIDUAL": True},
+        capability,
+        warps=norms_kernel.num_warps(width),
+        floats=("eps",),
+        path=tmp_path,
+    )
+    assert_fits(code, capability, tensor_cores=False)
+
+
+def test_swiglu(capability, tmp_path):
+    code = compile_kernel(
+        swiglu_kernel._swiglu_kernel,
+        {"gate_up": "bf16", "output": "bf16"},
+        {"WIDTH": 12_288, "BLOCK": 1024},
+        capability,
+        warps=4,
+        path=tmp_path,
+    )
+    assert_fits(code, capability, tensor_cores=False)

@@ -1,0 +1,143 @@
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kernels import finish_scores, join_partials, quantize_int8, score_rows
+from kernels.score_partials import merge_partials
+from kernels.score_rows import score_partials_reference, score_rows_reference
+from kernels.score_rows_kernel import launch_score_partials
+from tests.kernels.test_score_rows import (
+    CLOSE,
+    assert_close_or_none,
+    bitmask,
+    draw,
+    mixed_temperature,
+    plain,
+    sparse,
+)
+
+pytestmark = pytest.mark.kernel
+NUMBERS = ("probability", "p1", "p2", "log_sum_exp", "entropy", "given_logprob")
+
+
+def launch(hidden, head, bias, spec):
+    vocab = head.shape[0] if isinstance(head, torch.Tensor) else head.out_features
+    partials = launch_score_partials(hidden, head, bias, spec, vocab_start=0, full_vocab=vocab)
+    return finish_scores(partials, spec)
+
+
+def assert_same(scores, expected, close=CLOSE):
+    assert torch.equal(scores.token, expected.token)
+    assert torch.equal(scores.argmax, expected.argmax)
+    for name in (*NUMBERS, "expected_embedding"):
+        first, second = getattr(scores, name), getattr(expected, name)
+        assert_close_or_none(first, second, close)
+
+
+def full_spec(rows, vocab, device, **changes):
+    options = {
+        "temperature": mixed_temperature(rows, device),
+        "adjust": sparse(rows, vocab, device),
+        "allowed": bitmask(rows, vocab, device)[0],
+        "suppressed": (5, 40),
+        "given": torch.randint(0, vocab, (rows,), device=device),
+    }
+    return plain(rows, device, **(options | changes))
+
+
+@pytest.mark.parametrize("rows", [15, 16, 17, 33])
+@pytest.mark.parametrize("vocab", [63, 64, 65, 300])
+def test_sizes_straddle_the_edges_of_tiles(rows, vocab, device):
+    hidden, head = draw(rows, vocab, device)
+    spec = full_spec(rows, vocab, device)
+    assert_same(launch(hidden, head, None, spec), score_rows_reference(hidden, head, None, spec))
+
+
+def test_float16_rows_agree_with_reference(device):
+    hidden, head = draw(20, 700, device, dtype=torch.float16)
+    bias = torch.randn(700, device=device).half()
+    spec = full_spec(20, 700, device)
+    # The reference rounds its logits, of up to about 16, to float16.
+    close = {"atol": 2e-2, "rtol": 2e-2}
+    scores, expected = (
+        launch(hidden, head, bias, spec),
+        launch(hidden.float(), head.float(), bias, spec),
+    )
+    assert (scores.token == expected.token).float().mean() > 0.9
+    torch.testing.assert_close(scores.entropy, expected.entropy, **close)
+    torch.testing.assert_close(scores.log_sum_exp, expected.log_sum_exp, **close)
+
+
+def test_int8_head_multiplies_rounded_weights(device):
+    hidden, head = draw(9, 200, device)
+    packed = quantize_int8(head)
+    spec = full_spec(9, 200, device)
+    expected = score_rows_reference(hidden, packed.dense(), None, spec)
+    assert_same(launch(hidden, packed, None, spec), expected)
+
+
+def test_expected_embedding_agrees_with_reference(device):
+    hidden, head = draw(19, 300, device)
+    embedding = torch.randn(300, 24, device=device)
+    spec = full_spec(19, 300, device, embedding=embedding)
+    assert_same(launch(hidden, head, None, spec), score_rows_reference(hidden, head, None, spec))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_partials_of_ranks_merge_to_the_whole(ranks, device):
+    hidden, head = draw(10, 320, device)
+    embedding = torch.randn(320, 8, device=device)
+    spec = full_spec(10, 320, device, embedding=embedding)
+    edges = [0, 96, 320] if ranks == 2 else [0, 64, 224, 320]
+    parts = []
+    for start, stop in itertools.pairwise(edges):
+        own = replace(spec, embedding=embedding[start:stop])
+        place = {"vocab_start": start, "full_vocab": 320}
+        parts.append(launch_score_partials(hidden, head[start:stop], None, own, **place))
+    scores = finish_scores(join_partials(parts), spec)
+    assert_same(scores, score_rows_reference(hidden, head, None, spec))
+
+
+def test_merging_in_any_grouping_gives_the_same(device):
+    hidden, head = draw(8, 512, device)
+    spec = full_spec(8, 512, device)
+    place = {"vocab_start": 0, "full_vocab": 512}
+    partials = launch_score_partials(hidden, head, None, spec, **place)
+    count = partials.tokens.shape[1]
+    halves = [
+        type(partials)(partials.numbers[:, part], partials.tokens[:, part], None)
+        for part in (slice(0, count // 2), slice(count // 2, count))
+    ]
+    grouped = join_partials([merge_partials(half) for half in reversed(halves)])
+    assert_same(finish_scores(grouped, spec), finish_scores(partials, spec))
+
+
+def test_partials_agree_with_their_definition(device):
+    hidden, head = draw(6, 128, device)
+    spec = full_spec(6, 320, device)
+    place = {"vocab_start": 64, "full_vocab": 320}
+    own = merge_partials(launch_score_partials(hidden, head, None, spec, **place))
+    expected = score_partials_reference(hidden, head, None, spec, **place)
+    sampled = spec.temperature > 0
+    torch.testing.assert_close(own.numbers[:4, 0], expected.numbers[:4, 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        own.numbers[4:6, 0, sampled], expected.numbers[4:6, 0, sampled], atol=1e-4, rtol=1e-4
+    )
+    assert torch.equal(own.tokens[0], expected.tokens[0])
+    assert torch.equal(own.tokens[1, 0, sampled], expected.tokens[1, 0, sampled])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_logits_are_never_in_memory(device):
+    rows, vocab, width = 4096, 151_936, 1024
+    hidden = torch.randn(rows, width, device=device, dtype=torch.bfloat16)
+    head = torch.randn(vocab, width, device=device, dtype=torch.bfloat16)
+    spec = plain(rows, device, temperature=torch.ones(rows, device=device))
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    score_rows(hidden, head, None, spec)
+    assert torch.cuda.max_memory_allocated() - before < rows * vocab * 2 / 20
