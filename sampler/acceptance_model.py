@@ -29,7 +29,7 @@ LARGEST_DISTANCE = 128
 _UNCERTAINTY_EDGES = np.array((0.002, 0.006, 0.02, 0.05, 0.1, 0.2, 0.35))
 _NUM_BUCKETS = _UNCERTAINTY_EDGES.size + 1
 # A stretch of text keeps its level for so many tokens on average.
-_MEAN_STRETCH_TOKENS = 64.0
+_MEAN_STRETCH_TOKENS = 128.0
 # Uncertainties of neighbouring tokens go together, so that each is worth part of a sighting.
 _EVIDENCE_POWER = 0.5
 _MOST_CERTAIN_HAZARD, _LEAST_HAZARD = 0.995, 0.005

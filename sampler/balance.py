@@ -29,7 +29,14 @@ WIDEST = WIDTHS[-1]
 _STEPS_OF_A_ROUND = 2
 # Tokens per row; below the first no row is worth the electricity, and at the last every
 # sequence decodes by AR, as no draft is confirmed more often than always.
-_PRICES = np.geomspace(1.0, 1 / 512, 40)
+_NUM_PRICES = 64
+_PRICE_STEP = 512 ** (1 / (_NUM_PRICES - 1))
+_PRICES = _PRICE_STEP ** -np.arange(_NUM_PRICES, dtype=np.float64)
+# Each seat pays a little more or less than the price, always by the same factor, so that equal
+# sequences do not all change their widths at once: the steps that they fill would overshoot the
+# knee of the machine or fall short of it. Measured in steps of the price.
+_SPREAD_STEPS = 1
+_GOLDEN = (5**0.5 - 1) / 2
 # What a request with a seed pays, at any load: that of a lightly loaded machine.
 _PRICE_OF_SEEDED = 1 / 32
 _LOAD_RATE = 0.1
@@ -125,6 +132,8 @@ class Balance:
         self._patience = np.zeros(num_seats, dtype=np.int64)
         self._other_s = 0.0
         self._widths = np.array(WIDTHS)
+        shift = (np.arange(num_seats) * _GOLDEN + 0.5) % 1 - 0.5
+        self._own_price = _PRICE_STEP ** (shift * (2 * _SPREAD_STEPS + 1))
         # Of every candidate price: rows of a sequence, by choice.
         self._paid = _PRICES[:, None, None] * costs.rows
 
@@ -186,7 +195,7 @@ class Balance:
     def _columns(self, model: AcceptanceModel, seats: IntArray, price: float) -> IntArray:
         """The best choice of each sequence at a price per row, an index of `WIDTHS`."""
         gains = self._gains(model, seats)
-        values = gains - price * self._costs.rows
+        values = gains - (price * self._own_price[seats])[:, None] * self._costs.rows
         values[self._widths >= 2 * self._cap[seats][:, None]] = -np.inf
         lines = np.arange(seats.size)
         values[lines, self._column[seats]] += _STICKINESS
@@ -231,9 +240,9 @@ class Balance:
         counts = member @ groups  # [L, 2]: all, those that start now
         level_gains = (member @ gains) / np.maximum(counts[:, :1], 1)  # [L, W]
         columns = (level_gains - self._paid).argmax(2)  # [P, L]
-        gained = level_gains[_LEVEL_NUMBERS, columns] @ counts  # [P, 2]
-        rows = self._costs.rows[columns] @ counts
-        scored = self._costs.scored_rows[columns] @ counts
+        gained = _spread(level_gains[_LEVEL_NUMBERS, columns] @ counts)  # [P, 2]
+        rows = _spread(self._costs.rows[columns] @ counts)
+        scored = _spread(self._costs.scored_rows[columns] @ counts)
         now, steady = self._seconds(rows, scored, load)
         self._note_load(load, steady)
         rate = (gained[:, 0] / (steady + self._other_s)).max()
@@ -283,3 +292,14 @@ class Balance:
         counts.num_handed_to_ar += int((is_single & (before > 0)).sum())
         for column, count in enumerate(np.bincount(columns, minlength=len(WIDTHS)).tolist()):
             counts.chosen[column] += count
+
+
+def _spread(values: FloatArray) -> FloatArray:
+    """The mean [P, k] over the prices that the seats pay around each price."""
+    padded = np.concatenate(
+        (np.repeat(values[:1], _SPREAD_STEPS, 0), values, np.repeat(values[-1:], _SPREAD_STEPS, 0))
+    )
+    window = 2 * _SPREAD_STEPS + 1
+    sums = np.concatenate((np.zeros((1, values.shape[1])), np.cumsum(padded, axis=0)))
+    mean: FloatArray = (sums[window:] - sums[:-window]) / window
+    return mean

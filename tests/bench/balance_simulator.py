@@ -104,10 +104,10 @@ class FixedWidth:
     def seat(self, seat):
         """Nothing to remember."""
 
-    def choose(self, starting, running, budget_rows, cache_entries):
+    def choose(self, starting, load):
         return np.full(starting.size, self.width)
 
-    def observe(self, shape, seconds, seats, rows):
+    def observe(self, shape, seconds):
         """Nothing to learn."""
 
     def observe_rounds(self, seats, offered, confirmed, uncertainty):
@@ -123,7 +123,7 @@ class Auto:
     def __init__(self, concurrency: int, machine, generator, *, cap: int = 32) -> None:
         step_time = StepTimeModel()
         # What the engine's warm-up runs: a few dozen shapes.
-        for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
+        for rows in (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512):
             for scored in (1, rows // 2 + 1, rows):
                 noise = generator.lognormal(0, 0.02)
                 step_time.observe(StepShape(rows, scored, 0), machine(rows, scored, 0) * noise)
@@ -134,11 +134,10 @@ class Auto:
     def seat(self, seat):
         self.balance.seat(seat, cap=self.cap, is_seeded=False)
 
-    def choose(self, starting, running, budget_rows, cache_entries):
-        return self.balance.choose(starting, Load(running, budget_rows, cache_entries))
+    def choose(self, starting, load):
+        return self.balance.choose(starting, load)
 
-    def observe(self, shape, seconds, seats, rows):
-        self.balance.observe_plan(seats, rows)
+    def observe(self, shape, seconds):
         self.balance.step_time.observe(shape, seconds)
 
     def observe_rounds(self, seats, offered, confirmed, uncertainty):
@@ -233,7 +232,6 @@ class Simulator:
         self.policy.seat(seat)
 
     def _step(self):
-        everyone = np.arange(self.text.size)
         decodes = self.prompt_left == 0
         verifies = decodes & (self.window > 0)
         starting = np.flatnonzero(decodes & ~verifies)
@@ -243,7 +241,10 @@ class Simulator:
             budget = max(budget - MAX_ROWS // 4, starting.size)
         widths = np.zeros(self.text.size, dtype=np.int64)
         if starting.size:
-            widths[starting] = self.policy.choose(starting, everyone, budget, entries)
+            prompts = min(int(self.prompt_left.sum()), MAX_ROWS)
+            pending = int(self.window[verifies].sum())
+            load = Load(np.flatnonzero(decodes), budget, pending, prompts, entries)
+            widths[starting] = self.policy.choose(starting, load)
         widths = np.where(widths > 1, widths, 0)
         answer = self.texts.answer_tokens[self.text]
         widths[starting] = np.minimum(widths[starting], (answer - self.made)[starting] + 1)
@@ -263,7 +264,7 @@ class Simulator:
         self.steps += 1
         self.rows += shape.rows
         self.sequence_steps += int(decodes.sum())
-        self.policy.observe(shape, seconds, everyone, np.where(decodes, rows, rows))
+        self.policy.observe(shape, seconds)
         self._apply(widths, verifies, decodes, rows)
 
     def _apply(self, widths, verifies, decodes, rows):
