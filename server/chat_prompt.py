@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 from server.error_responses import invalid, unsupported
 from server.model_tools import ModelTools
+from server.plain_text import marked, special_spellings
 from server.schema.chat import ChatBody, Message, TextPart, ToolCall
 from server.schema.tools import NamedChoice, Tool
 from server.tool_parts import CallRules
@@ -28,7 +30,10 @@ def render_chat(
     options: Mapping[str, Json] | None = None,
     functions: Sequence[Tool] = (),
 ) -> str:
-    """The prompt text of a conversation; raises ApiError when the template refuses it."""
+    """The prompt text of a conversation, for `encode_marked`.
+
+    Raises ApiError when the template refuses it.
+    """
     if tools.chat_template is None:
         raise unsupported("messages", "the model has no chat template; use /v1/completions")
     for name in options or {}:
@@ -37,20 +42,21 @@ def render_chat(
                 f"chat_template_kwargs.{name}",
                 f"templates are given {', '.join(sorted(TEMPLATE_OPTIONS))} only",
             )
-    values = [message_value(message) for message in messages]
+    spellings = special_spellings(tools.tokenizer)
+    values = [message_value(message, spellings) for message in messages]
     if continue_final_message and add_generation_prompt:
         raise invalid(
             "continue_final_message needs add_generation_prompt to be false",
             param="continue_final_message",
         )
-    described: list[dict[str, Json]] | None = tool_values(functions) if functions else None
+    described = [_marked_fields(value, spellings) for value in tool_values(functions)]
     if functions and style_of(tools.chat_template.source) is ToolStyle.UNTAUGHT:
-        values, described = untaught_messages(values, functions), None
+        values, described = untaught_messages(values, described), []
     try:
         text = tools.chat_template.render(
             values,
             add_generation_prompt=add_generation_prompt,
-            tools=described,
+            tools=described or None,
             **dict(options or {}),
         )
     except TemplateError as error:
@@ -58,8 +64,8 @@ def render_chat(
     return _until_final_content(text, values[-1]) if continue_final_message else text
 
 
-def message_value(message: Message) -> dict[str, Json]:
-    """A message as templates read it: the content as text, no empty fields."""
+def message_value(message: Message, spellings: re.Pattern[str] | None) -> dict[str, Json]:
+    """A message as templates read it: the content as text, no empty fields, texts marked."""
     content = message.content
     if isinstance(content, list):
         content = "\n".join(part.text for part in content if isinstance(part, TextPart))
@@ -71,17 +77,23 @@ def message_value(message: Message) -> dict[str, Json]:
     for name in ("name", "tool_call_id", "reasoning_content"):
         if message.__dict__[name] is not None:
             value[name] = message.__dict__[name]
+    value = _marked_fields(value, spellings)
     if message.tool_calls:
-        value["tool_calls"] = [_call_value(call) for call in message.tool_calls]
+        value["tool_calls"] = [_call_value(call, spellings) for call in message.tool_calls]
     return value
 
 
-def _call_value(call: ToolCall) -> Json:
-    arguments: Json = call.function.arguments
+def _marked_fields(value: Mapping[str, Json], spellings: re.Pattern[str] | None) -> dict[str, Json]:
+    return {name: marked(item, spellings) for name, item in value.items()}
+
+
+def _call_value(call: ToolCall, spellings: re.Pattern[str] | None) -> Json:
+    arguments = marked(call.function.arguments, spellings)
     # Templates write arguments as JSON themselves and so want them parsed, where they are JSON.
     with contextlib.suppress(ValueError, RecursionError):
-        arguments = json.loads(call.function.arguments)
-    function: Json = {"name": call.function.name, "arguments": arguments}
+        arguments = marked(json.loads(call.function.arguments), spellings)
+    name = marked(call.function.name, spellings)
+    function: Json = {"name": name, "arguments": arguments}
     return {"type": "function", "function": function} | ({} if call.id is None else {"id": call.id})
 
 

@@ -27,7 +27,7 @@ def main(flags: Mapping[str, object]) -> int:
             "127.0.0.1", settings.port, timeout=_TIMEOUT_S, context=unchecked
         )
     try:
-        connection.request("GET", f"{settings.root_path}/health")
+        connection.request("GET", "/health")
         return 0 if connection.getresponse().status == 200 else 1
     except OSError:
         return 1

@@ -158,4 +158,4 @@ def run(
 def _address(bound: socket.socket, settings: Settings) -> str:
     host, port = bound.getsockname()[:2]
     scheme = "https" if settings.ssl_certfile else "http"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{settings.root_path}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

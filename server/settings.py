@@ -190,7 +190,7 @@ class Settings(BaseSettings):
     )
     root_path: str = Field(
         "",
-        description="Path prefix under which a proxy serves this server.",
+        description="Path prefix that a proxy takes off before it passes requests on.",
         json_schema_extra=_about(HTTP),
     )
     forwarded_allow_ips: str = Field(

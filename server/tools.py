@@ -274,11 +274,11 @@ def tool_values(tools: Sequence[Tool]) -> list[dict[str, JsonValue]]:
 
 
 def untaught_messages(
-    messages: Sequence[Mapping[str, JsonValue]], tools: Sequence[Tool]
+    messages: Sequence[Mapping[str, JsonValue]], tools: Sequence[Mapping[str, JsonValue]]
 ) -> list[dict[str, JsonValue]]:
     """The conversation for a template that knows no tools: all in words, in the tagged style."""
     told = [_in_words(message) for message in messages]
-    described = "\n".join(json.dumps(value, ensure_ascii=False) for value in tool_values(tools))
+    described = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
     text = (
         "You may call functions. These are their signatures, one a line:\n"
         f"<tools>\n{described}\n</tools>\n"

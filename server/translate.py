@@ -15,6 +15,7 @@ from server.error_responses import ApiError, invalid, unsupported
 from server.grammar import check_grammar, grammar_of
 from server.limits import MAX_CHOICES, MAX_SEED
 from server.model_tools import ModelTools
+from server.plain_text import encode_marked
 from server.schema.chat import ChatBody
 from server.schema.common import DecodingBody, SamplingBody
 from server.schema.completions import CompletionBody
@@ -276,7 +277,9 @@ def _chat_prompt(body: ChatBody, tools: ModelTools, call_rules: CallRules | None
         options=body.chat_template_kwargs,
         functions=(body.tools or ()) if call_rules is not None else (),
     )
-    token_ids = tools.tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
+    token_ids = encode_marked(
+        tools.tokenizer, text, add_special_tokens=bool(body.add_special_tokens)
+    )
     return _cut(token_ids, body.truncate_prompt_tokens, param="messages")
 
 

@@ -9,6 +9,7 @@ from server.chat_prompt import render_chat
 from server.error_responses import invalid
 from server.model_tools import ModelTools
 from server.openapi import describe
+from server.plain_text import encode_marked
 from server.read_body import ReadBody, body_reader
 from server.reply import token_text
 from server.schema.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized
@@ -54,7 +55,10 @@ def _tokenize(body: TokenizeBody, tools: ModelTools) -> Tokenized:
             options=body.chat_template_kwargs,
         )
         adds_special = bool(body.add_special_tokens)
-    token_ids = tools.tokenizer.encode(text, add_special_tokens=adds_special)
+    if body.messages is None:
+        token_ids = tools.tokenizer.encode(text, add_special_tokens=adds_special)
+    else:
+        token_ids = encode_marked(tools.tokenizer, text, add_special_tokens=adds_special)
     answer = Tokenized(
         count=len(token_ids), max_model_len=tools.info.context_length, tokens=token_ids
     )

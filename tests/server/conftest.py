@@ -7,12 +7,17 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 import httpx
+import hypothesis
 import pytest
 from fastapi import FastAPI
 
 from server.app import create_app
 from server.settings import Settings, load_settings
 from tests.server.scripted_engine import ScriptedEngine, byte_tokenizer, template
+
+# How long an example takes says nothing on a machine that others use too.
+hypothesis.settings.register_profile("shared-machine", deadline=None)
+hypothesis.settings.load_profile("shared-machine")
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """A real process on a real socket: how it refuses slow clients, stops, and ends."""
 
 import json
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,16 +19,17 @@ from server.serve import listen
 from server.settings import SettingsError, load_settings
 
 WAITS_S = 30.0
+OPENSSL = shutil.which("openssl")
 
 
 @contextmanager
-def running_server(*flags):
+def running_server(*flags, verify=True):
     command = [sys.executable, "-m", "tests.server.serve_scripted", "--port", "0", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         address = process.stdout.readline().strip()
         # The socket is bound before it listens.
-        while not _is_ready(address):
+        while not _is_ready(address, verify):
             time.sleep(0.02)
         yield process, address
     finally:
@@ -34,9 +37,9 @@ def running_server(*flags):
         process.communicate()
 
 
-def _is_ready(address):
+def _is_ready(address, verify):
     try:
-        return httpx.get(f"{address}/ready").status_code == 200
+        return httpx.get(f"{address}/ready", verify=verify).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -201,6 +204,25 @@ def test_the_containers_probe_asks_for_health(bounded):
     assert probe.main({"port": port}) == 0
     assert probe.main({"port": unused}) == 1
     assert probe.main({"port": "x"}) == 1
+
+
+@pytest.mark.skipif(OPENSSL is None, reason="needs openssl")
+def test_tls_behind_a_proxy_that_takes_a_prefix_off(tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        [OPENSSL, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    trusting = ssl.create_default_context(cafile=certificate)
+    flags = ["--ssl-certfile", str(certificate), "--ssl-keyfile", str(key), "--root-path", "/llm"]
+    with running_server(*flags, verify=trusting) as (_, address):
+        models = httpx.get(f"{address}/v1/models", verify=trusting)
+        document = httpx.get(f"{address}/openapi.json", verify=trusting).json()
+    assert address.startswith("https://")
+    assert document["servers"] == [{"url": "/llm"}]
+    assert models.json()["data"][0]["id"] == "tiny"
 
 
 def test_a_port_in_use_is_said_in_a_sentence():
