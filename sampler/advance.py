@@ -5,6 +5,7 @@ drafts are accepted or confirmed, canvases open and close, answers end, and ever
 client may see becomes a delta.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,8 @@ class Advance:
         self.vocabulary = vocabulary
         self.metrics = metrics
         self.deltas = DeltaWriter(scheduler, vocabulary)
+        # (first verifying row, drafts offered, drafts confirmed) of the step's rounds
+        self._rounds: list[tuple[int, int, int]] = []
 
     def apply(
         self, plan: Plan, scored: ScoredRows, scores: HostScores, *, now_s: float
@@ -75,6 +78,7 @@ class Advance:
             *self._check(drawn[kinds == RowKind.CHECK], step),
             *self._accept(drawn[kinds == RowKind.DRAFT], step),
         ]
+        self._report_rounds(step)
         return self.deltas.write(appended, moved, now_s=now_s)
 
     def _append(self, rows: IntArray, step: _Step) -> IntArray:
@@ -98,6 +102,7 @@ class Advance:
         self._note(rows[table.is_special[scored.seats[rows]]], step, TokenKind.AR)
         self.metrics.tokens_ar += rows.size
         moved: list[int] = scored.seats[rows].tolist()
+        self._observe_singles(rows, step)
         for row, seat in zip(rows.tolist(), moved, strict=True):
             position = int(table.final[seat])
             table.tokens[seat, position] = step.scores.token[row]
@@ -106,23 +111,42 @@ class Advance:
             self._take(np.array([seat]), np.array([position]))
             if table.mode[seat] == Mode.SPECULATIVE:
                 table.final[seat] += 1
-                self._begin_proposals(seat)
+                table.canvas_stop[seat] = table.final[seat]
             else:
                 self.rule.open_seeded(table, seat)
                 self.metrics.canvases_opened += 1
                 self._close_full(seat)
         return moved
 
-    def _begin_proposals(self, seat: int) -> None:
-        """Open what the next step drafts and the one after it verifies."""
-        table = self.table
-        final = int(table.final[seat])
-        # The last token rides in the window of drafts; a window of it alone drafts nothing.
-        window = min(int(table.block_length[seat]), int(table.limit[seat]) - final)
-        stop = max(final - 1 + window, final)
-        table.canvas_stop[seat] = stop
-        table.is_open[seat, final:stop] = True
-        table.stage[seat] = Stage.DRAFT if stop > final else Stage.SETTLE
+    def _observe_singles(self, rows: IntArray, step: _Step) -> None:
+        """Tell the balance how uncertain the tokens were that its sequences got one by one."""
+        balance = self.scheduler.balance
+        rows = rows[self.table.is_auto[step.scored.seats[rows]]]
+        if balance is not None and rows.size:
+            balance.observe_singles(step.scored.seats[rows], self._uncertainty(rows, step))
+
+    def _observe_round(self, rows: IntArray, step: _Step, *, offered: int, confirmed: int) -> None:
+        """Count what a round of one sequence confirmed, and keep it for the balance."""
+        self.metrics.proposals += offered
+        self.metrics.proposals_accepted += confirmed
+        self.metrics.rows_wasted += offered - confirmed
+        self.metrics.accepted_entropy.observe_many(step.scores.entropy[rows[: confirmed + 1]])
+        if self.table.is_auto[step.scored.seats[rows[0]]]:
+            self._rounds.append((int(rows[0]), offered, confirmed))
+
+    def _report_rounds(self, step: _Step) -> None:
+        """Tell the balance how the rounds of this step ended."""
+        balance = self.scheduler.balance
+        if balance is None or not self._rounds:
+            return
+        rows, offered, confirmed = np.array(self._rounds).T
+        self._rounds.clear()
+        uncertain = self._uncertainty(rows, step)
+        balance.observe_rounds(step.scored.seats[rows], offered, confirmed, uncertain)
+
+    def _uncertainty(self, rows: IntArray, step: _Step) -> NDArray[np.float64]:
+        largest = math.log(self.vocabulary.size)
+        return np.clip(step.scores.entropy[rows].astype(np.float64) / largest, 0.0, 1.0)
 
     def _verify(self, rows: IntArray, step: _Step) -> list[int]:
         """Confirm proposals by what the verifying rows draw; the first other token is final too."""
@@ -147,12 +171,10 @@ class Advance:
             table.final[seat] = table.canvas_stop[seat] = new_stop
             # The confirmed proposals were stored as they will stay; the last draw was not run.
             table.settled[seat] = min(start + confirmed, new_stop)
-            self.metrics.proposals += stop - start
-            self.metrics.proposals_accepted += confirmed
+            self._observe_round(own, step, offered=stop - start, confirmed=confirmed)
             self.metrics.tokens_verified += min(confirmed, new_stop - start)
             self.metrics.tokens_ar += max(new_stop - start - confirmed, 0)
-            if new_stop < table.limit[seat]:
-                self._begin_proposals(seat)
+            table.stage[seat] = Stage.SETTLE
             moved.append(seat)
         return moved
 
@@ -175,8 +197,7 @@ class Advance:
             table.is_open[seat, positions[count:]] = True
             table.settled[seat] = table.final[seat] + confirmed
             table.stage[seat] = Stage.DRAFT
-            self.metrics.proposals += own.size
-            self.metrics.proposals_accepted += confirmed
+            self._observe_round(own, step, offered=own.size, confirmed=confirmed)
             self.metrics.tokens_verified += confirmed
             self.metrics.tokens_ar += count - confirmed
             self._rank_accepted(seat, count)
@@ -190,11 +211,13 @@ class Advance:
             return []
         seats = scored.seats[rows]
         table.attempts[seats, scored.positions[rows]] += 1
-        proposes = table.mode[seats] == Mode.SPECULATIVE
-        self._propose(rows[proposes], step)
-        rows = rows[~proposes]
+        verifies = table.mode[seats] == Mode.SPECULATIVE
+        is_single = verifies & (table.round_width[seats] == 0)
+        self._propose(rows[verifies & ~is_single], step)
+        singles = self._accept_singles(rows[is_single], step)
+        rows = rows[~verifies]
         if rows.size == 0:
-            return []
+            return singles
         mask_id = -1 if self.vocabulary.mask_id is None else self.vocabulary.mask_id
         decision = decide(
             rows,
@@ -214,6 +237,7 @@ class Advance:
         table.kinds[seats, positions] = _DIFFUSION
         table.confidence[seats, positions] = step.scores.probability[taken]
         num_edited = int(decision.edited.sum())
+        self.metrics.accepted_entropy.observe_many(step.scores.entropy[taken])
         self.metrics.tokens_diffusion += taken.size - num_edited
         self.metrics.tokens_revised += num_edited
         self.metrics.rows_wasted += rows.size - taken.size
@@ -228,7 +252,7 @@ class Advance:
             table.draws_mask[seat] = count == 0
             self.scheduler.record(seat).num_revised += edits
             self._move_on(seat, num_accepted=count - edits, num_edited=edits)
-        return [int(seat) for seat in moved]
+        return [*singles, *(int(seat) for seat in moved)]
 
     def _remask(
         self, seats: IntArray, decision: Decision, scored: ScoredRows
@@ -241,6 +265,22 @@ class Advance:
         for seat in reopened[0].tolist():
             self.scheduler.record(seat).num_revised += 1
         return reopened
+
+    def _accept_singles(self, rows: IntArray, step: _Step) -> list[int]:
+        """Drafts of any-order sequences that decode by AR: drawn like the target, final at once."""
+        table, scored = self.table, step.scored
+        seats, positions = scored.seats[rows], scored.positions[rows]
+        self._observe_singles(rows, step)
+        self._note(rows[table.is_special[seats]], step, TokenKind.AR)
+        table.tokens[seats, positions] = step.scores.token[rows]
+        table.is_open[seats, positions] = False
+        table.kinds[seats, positions] = _AR
+        table.confidence[seats, positions] = step.scores.probability[rows]
+        self.metrics.tokens_ar += rows.size
+        moved: list[int] = seats.tolist()
+        for seat in moved:
+            self._rank_accepted(seat, 1)
+        return moved
 
     def _take(self, seats: IntArray, positions: IntArray) -> None:
         """Let the grammars of sequences know tokens that are final, in text order."""
@@ -360,6 +400,7 @@ class Advance:
             return
         table.final[seat] = table.canvas_stop[seat]
         self.metrics.canvases_closed += 1
+        self.metrics.canvas_steps.observe(int(table.canvas_steps[seat]))
         if table.final[seat] < table.limit[seat]:
             self.rule.open_canvas(table, seat)
             self.metrics.canvases_opened += int(table.stage[seat] == Stage.DRAFT)

@@ -87,7 +87,7 @@ def rank_costs() -> RoundCosts:
 class Load:
     """What the batch looks like when widths are chosen.
 
-    running:       seats that run
+    running:       seats past their prompts whose widths are chosen here
     budget_rows:   rows that the sequences which start a round may take in this step
     pending_rows:  rows of this step's verifying sequences, whose widths were chosen before
     other_rows:    rows of this step that are not the balance's: prompts, fixed widths
@@ -124,7 +124,6 @@ class Balance:
         self._costs = costs
         # A request with a seed sees tables and a price that nobody else can change.
         self._fixed = AcceptanceModel(num_seats=num_seats, widths=WIDTHS, learns=False)
-        self._is_auto = np.zeros(num_seats, dtype=np.bool_)
         self._is_seeded = np.zeros(num_seats, dtype=np.bool_)
         self._cap = np.zeros(num_seats, dtype=np.int64)
         self._column = np.zeros(num_seats, dtype=np.int64)
@@ -139,17 +138,12 @@ class Balance:
 
     def seat(self, seat: int, *, cap: int, is_seeded: bool) -> None:
         """Begin a sequence whose rounds may be up to `cap` rows wide."""
-        self._is_auto[seat] = True
         self._is_seeded[seat] = is_seeded
         self._cap[seat] = cap
         self._column[seat] = self._quiet[seat] = 0
         self._patience[seat] = _FIRST_QUIET_TOKENS
         self.acceptance.seat(seat)
         self._fixed.seat(seat)
-
-    def leave(self, seat: int) -> None:
-        """Forget a sequence; also one whose widths were never chosen here."""
-        self._is_auto[seat] = False
 
     def choose(self, starting: IntArray, load: Load) -> IntArray:
         """Widths [n] for the sequences that start a round, most urgent first; 0 is AR."""
@@ -229,12 +223,12 @@ class Balance:
 
     def _current_price(self, starting: IntArray, load: Load) -> float:
         """The price per row at which the batch gains most for the time it takes."""
-        ours = load.running[self._is_auto[load.running] & ~self._is_seeded[load.running]]
+        ours = load.running[~self._is_seeded[load.running]]
         # Sequences of the same level are counted together, with the mean of their gains.
         level = self.acceptance.levels(ours)
         gains = self._gains(self.acceptance, ours)
         member = level == _LEVEL_NUMBERS[:, None]  # [L, n]
-        starts = np.zeros(self._is_auto.size, dtype=np.bool_)
+        starts = np.zeros(self._cap.size, dtype=np.bool_)
         starts[starting] = True
         groups = np.stack((np.ones(ours.size), starts[ours]), axis=1)
         counts = member @ groups  # [L, 2]: all, those that start now
@@ -244,7 +238,7 @@ class Balance:
         rows = _spread(self._costs.rows[columns] @ counts)
         scored = _spread(self._costs.scored_rows[columns] @ counts)
         now, steady = self._seconds(rows, scored, load)
-        self._note_load(load, steady)
+        self._note_load(load)
         rate = (gained[:, 0] / (steady + self._other_s)).max()
         # Two steps: those that start draft now and verify next, when the others start.
         value = gained.sum(1) - rate * (now + steady)
@@ -263,7 +257,7 @@ class Balance:
         )
         return seconds[: _PRICES.size], seconds[_PRICES.size :]
 
-    def _note_load(self, load: Load, steady: FloatArray) -> None:
+    def _note_load(self, load: Load) -> None:
         """Keep the mean time per step that goes to what is not ours."""
         extra = 0.0
         if load.other_rows:

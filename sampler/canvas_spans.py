@@ -73,6 +73,28 @@ class CanvasSpans:
         part_stop = min(int(table.part_start[seat]) + part, stop)
         table.part_open[seat] = part_stop - known
 
+    def starts_round(self, table: SequenceTable, seats: IntArray) -> NDArray[np.bool_]:
+        """Which of the seats [n] verify drafts and are about to draft: one token is to settle."""
+        final = table.final[seats]
+        starts: NDArray[np.bool_] = table.mode[seats] == Mode.SPECULATIVE
+        starts &= table.stage[seats] == Stage.SETTLE
+        starts &= table.settled[seats] == final - 1
+        return starts & (final > table.prompt_length[seats])
+
+    def begin_rounds(self, table: SequenceTable, seats: IntArray, widths: IntArray) -> None:
+        """Open what the next step drafts and the one after it verifies; width 0 only settles."""
+        final = table.final[seats]
+        # The last token rides in the window; behind the last proposal one more token is drawn.
+        stop = np.minimum(final - 1 + widths, table.limit[seats] - 1)
+        drafts = stop > final
+        for seat, first, end in zip(
+            seats[drafts].tolist(), final[drafts].tolist(), stop[drafts].tolist(), strict=True
+        ):
+            table.is_open[seat, first:end] = True
+        table.canvas_stop[seats] = np.where(drafts, stop, final)
+        table.stage[seats] = np.where(drafts, Stage.DRAFT, Stage.SETTLE)
+        table.round_width[seats] = np.where(drafts, stop - final + 1, 0)
+
     def spans(self, table: SequenceTable, seats: IntArray) -> Plan:
         """Settle what is final; draft the canvas or verify its proposals, as the stage says."""
         stage, final = table.stage[seats], table.final[seats]

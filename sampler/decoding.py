@@ -18,6 +18,8 @@ DEFAULT_FACTOR = 1.0
 DEFAULT_MARGIN = 0.5
 DEFAULT_WIDTH = 16
 LARGEST_WIDTH = 1024
+# Of any-order drafts, whose number no block limits.
+LARGEST_AUTO_WIDTH = 32
 
 
 class Mode(IntEnum):
@@ -55,7 +57,9 @@ class CacheKind(IntEnum):
 class Decoding:
     """Everything about the decoding of one sequence that does not change while it runs.
 
-    width:            rows drafted in a step, in a family that is free to choose
+    is_auto:          the balance chooses between AR and verified drafts, and their width
+    width:            rows drafted in a step, in a family that is free to choose; at most so many
+                      where the balance chooses
     block_length:     positions of a canvas
     sub_block_length: acceptance is limited to the leftmost open part of this length
     threshold:        of the rule, in its own unit
@@ -67,6 +71,7 @@ class Decoding:
     """
 
     mode: Mode
+    is_auto: bool
     width: int
     block_length: int
     sub_block_length: int
@@ -105,12 +110,11 @@ def resolve_decoding(sampling: SamplingParams, rule: FamilyRule) -> Decoding:
     if edit is None:
         edit = rule.acceptance.edit_confidence
     _check_probability("edit_confidence", edit)
-    width = _positive("width", params.width) or rule.width or min(block_length, DEFAULT_WIDTH)
-    if width > LARGEST_WIDTH:
-        raise _refusal("width", f"must be at most {LARGEST_WIDTH}, got {width}")
+    is_auto = params.mode is DecodingMode.AUTO and mode is Mode.SPECULATIVE
     return Decoding(
         mode=mode,
-        width=width,
+        is_auto=is_auto,
+        width=_width(params, rule, block_length, is_auto=is_auto),
         block_length=block_length,
         sub_block_length=_sub_block_length(params, rule, block_length),
         rule=known.rule,
@@ -156,6 +160,17 @@ def _block_length(params: DecodingParams, rule: FamilyRule, max_tokens: int) -> 
     if asked is not None and asked > LARGEST_WIDTH and rule.settle is Settle.BLOCK:
         raise _refusal("block_length", f"must be at most {LARGEST_WIDTH}, got {asked}")
     return asked or rule.block_length or max_tokens
+
+
+def _width(params: DecodingParams, rule: FamilyRule, block_length: int, *, is_auto: bool) -> int:
+    asked = _positive("width", params.width)
+    if asked is not None and asked > LARGEST_WIDTH:
+        raise _refusal("width", f"must be at most {LARGEST_WIDTH}, got {asked}")
+    if asked is not None or rule.width is not None:
+        return asked or rule.width or DEFAULT_WIDTH
+    if rule.order is Order.LEFT_TO_RIGHT:
+        return block_length
+    return min(block_length, LARGEST_AUTO_WIDTH if is_auto else DEFAULT_WIDTH)
 
 
 def _sub_block_length(params: DecodingParams, rule: FamilyRule, block_length: int) -> int:

@@ -10,6 +10,8 @@ import torch
 
 from kernels import KVCache, allocate_kv_cache, page_bytes
 from sampler.advance import Advance
+from sampler.balance import Balance, canvas_costs, rank_costs
+from sampler.canvas_spans import CanvasSpans
 from sampler.decoding import Mode, resolve_decoding
 from sampler.engine_config import EngineConfig
 from sampler.engine_metrics import EngineMetrics
@@ -26,6 +28,7 @@ from sampler.sequence_table import SequenceTable
 from sampler.span_rules import span_rule_for
 from sampler.step_buffer import StepBuffer
 from sampler.step_input import StepInput, build_step_input
+from sampler.step_time import StepShape, StepTimeModel
 from sampler.whole_spans import WholeSpans
 from sampler.window_spans import WindowSpans
 from weights.families import FamilyRule
@@ -79,6 +82,7 @@ class Engine:
             page_size=config.page_size,
             any_order=isinstance(self.rule, RankSpans | WindowSpans),
         )
+        self.step_time = StepTimeModel()
         self.scheduler = Scheduler(
             table=self.table,
             rule=self.rule,
@@ -87,6 +91,7 @@ class Engine:
             num_pages=limits.num_pages,
             eos_ids=vocabulary.eos_ids,
             grammars=grammars,
+            balance=self._new_balance(),
         )
         self.runner = runner
         self.metrics = EngineMetrics(pages_total=limits.num_pages, page_size=config.page_size)
@@ -126,6 +131,8 @@ class Engine:
     def reset(self) -> None:
         """Forget the metrics and every page that nobody owns, as after warming up."""
         self.scheduler.pool.drop_idle()
+        # What steps take is kept; what texts are like is not, as warming up has none.
+        self.scheduler.balance = self._new_balance()
         self.scheduler.prefix_queries = self.scheduler.prefix_hits = 0
         self.metrics = EngineMetrics(
             pages_total=self.metrics.pages_total, page_size=self.metrics.page_size
@@ -159,6 +166,8 @@ class Engine:
             self.metrics.host_time_s += (built_s - started_s) + (ended_s - ran_s)
             self._count(plan, scores, deltas, num_tokens=len(tokens.token_ids))
             self.metrics.step_time_s.observe(ended_s - started_s)
+            shape = StepShape(plan.num_rows, scores.token.size, int(plan.draft_stop.sum()))
+            self.step_time.observe(shape, ended_s - started_s)
         self._gauge()
         return StepOutput(tokens=tokens, deltas=deltas, metrics=self.metrics)
 
@@ -208,6 +217,13 @@ class Engine:
                 limit_tokens=limit - extra,
             )
 
+    def _new_balance(self) -> Balance | None:
+        """The balance of a family that can verify drafts; others have nothing to choose."""
+        if not isinstance(self.rule, CanvasSpans | RankSpans):
+            return None
+        costs = rank_costs() if isinstance(self.rule, RankSpans) else canvas_costs()
+        return Balance(num_seats=self.config.max_sequences, costs=costs, step_time=self.step_time)
+
     def _build(self, plan: Plan) -> StepInput:
         wants = [
             record is not None and record.request.params.prompt_logprobs is not None
@@ -246,6 +262,13 @@ class Engine:
         metrics.num_preemptions = scheduler.num_preemptions
         metrics.prefix_queries = scheduler.prefix_queries
         metrics.prefix_hits = scheduler.prefix_hits
+        balance = scheduler.balance
+        if balance is not None:
+            metrics.row_price_tokens = balance.price
+            metrics.widths_chosen = balance.counts.chosen
+            metrics.width_switches = balance.counts.num_switches
+            metrics.width_probes = balance.counts.num_probes
+            metrics.canvases_handed_to_ar = balance.counts.num_handed_to_ar
 
 
 def cache_for(

@@ -2,6 +2,10 @@
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 STEP_TIME_BUCKETS_S = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0
@@ -9,6 +13,8 @@ STEP_TIME_BUCKETS_S = (
 STEP_ROWS_BUCKETS = (
     1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0
 )  # fmt: skip
+CANVAS_STEPS_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+ENTROPY_BUCKETS = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(slots=True)
@@ -24,6 +30,15 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def observe_many(self, values: NDArray[np.floating[Any]]) -> None:
+        """Count every value."""
+        if values.size == 0:
+            return
+        buckets = np.searchsorted(self.bounds, values)
+        for bucket, count in enumerate(np.bincount(buckets).tolist()):
+            self.counts[bucket] += count
+        self.total += float(values.sum())
+
 
 def empty_histogram(bounds: tuple[float, ...]) -> Histogram:
     """A histogram that has seen nothing."""
@@ -34,7 +49,8 @@ def empty_histogram(bounds: tuple[float, ...]) -> Histogram:
 class EngineMetrics:
     """Written by the engine loop only.
 
-    Gauges: num_running, num_waiting, pages_used (held by sequences), pages_total, page_size.
+    Gauges: num_running, num_waiting, pages_used (held by sequences), pages_total, page_size,
+    row_price_tokens (what a row must gain to be worth its time, by the balance).
     Everything else counts up from the start of the process; times are seconds.
     prefix_queries, prefix_hits: prompt tokens looked up in the prefix cache, and found there.
     rows_settled, rows_verified, rows_drafted: rows run, by kind.
@@ -42,7 +58,12 @@ class EngineMetrics:
     rows_scored: rows whose scores were computed.
     tokens_ar, tokens_diffusion, tokens_verified: answer tokens, by how they became final.
     proposals, proposals_accepted: drafted tokens put forward for verification, and confirmed.
-    rows_wasted: drafted rows whose token was not accepted in that step.
+    rows_wasted: drafted rows whose token was not accepted, or not confirmed.
+    widths_chosen: choices of the balance, in the order of its `WIDTHS`; the first is AR.
+    width_switches: choices that differ from the sequence's one before; canvases_handed_to_ar: of
+    them, those to AR; width_probes: drafts to see whether a text has become easier.
+    canvas_steps: drafting steps of canvases that closed; accepted_entropy: nats, of the rows whose
+    tokens were accepted or confirmed.
     host_time_s: planning, building and applying steps; network_time_s: running them.
     """
 
@@ -72,7 +93,13 @@ class EngineMetrics:
     canvases_opened: int = 0
     canvases_closed: int = 0
     canvases_handed_to_ar: int = 0
+    row_price_tokens: float = 0.0
+    widths_chosen: list[int] = field(default_factory=list)
+    width_switches: int = 0
+    width_probes: int = 0
     host_time_s: float = 0.0
     network_time_s: float = 0.0
     step_time_s: Histogram = field(default_factory=lambda: empty_histogram(STEP_TIME_BUCKETS_S))
     step_rows: Histogram = field(default_factory=lambda: empty_histogram(STEP_ROWS_BUCKETS))
+    canvas_steps: Histogram = field(default_factory=lambda: empty_histogram(CANVAS_STEPS_BUCKETS))
+    accepted_entropy: Histogram = field(default_factory=lambda: empty_histogram(ENTROPY_BUCKETS))

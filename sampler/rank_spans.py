@@ -160,12 +160,31 @@ class RankSpans:
         self.next_count(table, seat)
 
     def next_count(self, table: SequenceTable, seat: int) -> None:
-        """How many masks the next step drafts: the schedule's count, or the sequence's width."""
+        """How many masks the next step drafts: the schedule's count, or the sequence's width.
+
+        Where the balance chooses, it is one until a round begins (`begin_rounds`).
+        """
         left = int(table.canvas_stop[seat] - table.final[seat])
-        follows = table.mode[seat] != Mode.SPECULATIVE and table.rule[seat] == Rule.EVERYTHING
-        wanted = self._counts[seat].pop(0) if follows and left else int(table.width[seat])
+        verifies = bool(table.mode[seat] == Mode.SPECULATIVE)
+        follows = not verifies and table.rule[seat] == Rule.EVERYTHING
+        chosen = 1 if table.is_auto[seat] else int(table.width[seat])
+        wanted = self._counts[seat].pop(0) if follows and left else chosen
         # A checked proposal needs two entries; both must lie inside what the sequence may use.
         table.num_drafts[seat] = min(wanted, left)
+        table.round_width[seat] = wanted if verifies and not table.is_auto[seat] else 0
+
+    def starts_round(self, table: SequenceTable, seats: IntArray) -> NDArray[np.bool_]:
+        """Which of the seats [n] verify drafts and are about to draft, their prompts settled."""
+        starts: NDArray[np.bool_] = table.mode[seats] == Mode.SPECULATIVE
+        starts &= table.stage[seats] == Stage.DRAFT
+        starts &= table.settled[seats] >= table.prompt_stop[seats]
+        return starts & (table.canvas_stop[seats] > table.final[seats])
+
+    def begin_rounds(self, table: SequenceTable, seats: IntArray, widths: IntArray) -> None:
+        """So many masks are drafted now and checked in the step after; width 0 accepts one."""
+        left = table.canvas_stop[seats] - table.final[seats]
+        table.num_drafts[seats] = np.minimum(np.maximum(widths, 1), left)
+        table.round_width[seats] = np.where(widths > 0, table.num_drafts[seats], 0)
 
     def accept_ranks(self, table: SequenceTable, seat: int, count: int) -> None:
         """Put the accepted ones of the drafted ranks first; they are final."""

@@ -8,21 +8,28 @@ sequence is preempted: it gives up its pages and what it had settled, and nothin
 import logging
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sampler.balance import Balance, Load
+from sampler.canvas_spans import CanvasSpans
 from sampler.decoding import resolve_decoding
 from sampler.engine_config import EngineConfig
 from sampler.grammar import Constraint, Grammars
 from sampler.page_pool import PagePool
 from sampler.plan import Plan
 from sampler.prefix_cache import PrefixCache
+from sampler.rank_spans import RankSpans
 from sampler.request import Request
 from sampler.seat_record import SeatRecord
-from sampler.sequence_table import SeatState, SequenceTable
+from sampler.sequence_table import IntArray, SeatState, SequenceTable
 from sampler.span_rule import SpanRule
 from sampler.waiting_queue import WaitingQueue
 from weights.families import FamilyRule
 
 log = logging.getLogger(__name__)
+
+# Part of the row budget that drafts leave to waiting prompts: one in so many rows.
+_PROMPT_SHARE = 4
 
 
 class Scheduler:
@@ -38,8 +45,10 @@ class Scheduler:
         num_pages: int,
         eos_ids: frozenset[int],
         grammars: Grammars | None = None,
+        balance: Balance | None = None,
     ) -> None:
         self.table = table
+        self.balance = balance
         self.rule = rule
         self.family = family
         cached = config.prefix_caching
@@ -97,6 +106,7 @@ class Scheduler:
         seats = self.table.running()
         if seats.size == 0:
             return None
+        self._begin_rounds(seats)
         plan = self._cut_to_budget(self.rule.spans(self.table, seats))
         return self._with_pages(plan)
 
@@ -111,6 +121,48 @@ class Scheduler:
         grown = complete > plan.first // table.page_size
         for seat in plan.seats[grown].tolist():
             self._key_pages(seat)
+
+    def _begin_rounds(self, seats: IntArray) -> None:
+        """Let sequences that verify drafts draft again, as wide as asked or as balanced."""
+        rule, table = self.rule, self.table
+        if self.balance is None or not isinstance(rule, CanvasSpans | RankSpans):
+            return
+        starts = rule.starts_round(table, seats)
+        starting = seats[starts]
+        if starting.size == 0:
+            return
+        widths = table.width[starting]
+        is_auto = table.is_auto[starting]
+        if is_auto.any():
+            widths[is_auto] = self.balance.choose(starting[is_auto], self._load(seats, starts))
+        rule.begin_rounds(table, starting, widths)
+
+    def _load(self, seats: IntArray, starts: NDArray[np.bool_]) -> Load:
+        """What the balance must know of the batch: running `seats`, of which some start a round."""
+        table = self.table
+        settled, prompt_stop = table.settled[seats], table.prompt_stop[seats]
+        is_prompt = (settled < prompt_stop) & ~starts
+        is_auto = table.is_auto[seats]
+        goes_on = ~is_prompt & ~starts
+        rows = np.maximum(table.canvas_stop[seats] - settled, 1)
+        pending = int(rows[goes_on & is_auto].sum())
+        others = int(rows[goes_on & ~is_auto].sum())
+        others += int(table.width[seats[starts & ~is_auto]].sum())
+        budget = self.max_rows - pending - others
+        prompts = int((prompt_stop - settled)[is_prompt].sum())
+        if prompts:
+            # Drafts leave room for prompts, which otherwise wait for the narrowest widths.
+            prompts = min(prompts, max(budget, 0))
+            budget -= min(prompts, self.max_rows // _PROMPT_SHARE)
+        # So that widening never takes the last pages, which would pause another sequence.
+        free_entries = (self.pool.num_available - seats.size) * table.page_size
+        return Load(
+            running=seats[is_auto & ~is_prompt],
+            budget_rows=min(budget, free_entries),
+            pending_rows=pending,
+            other_rows=others + prompts,
+            cache_entries=int(settled.sum()),
+        )
 
     def _resume(self) -> None:
         """Let preempted sequences run again while there is room for what they had settled."""
@@ -152,6 +204,9 @@ class Scheduler:
                 constraint=self._constraint(request),
                 scheduled_s=now_s,
             )
+            if self.balance is not None:
+                cap, is_seeded = decoding.width, request.params.seed is not None
+                self.balance.seat(seat, cap=cap, is_seeded=is_seeded)
             self.rule.open_sequence(table, seat, request)
             self.record(seat).cached_tokens = self._reuse_prefix(seat)
 

@@ -109,6 +109,7 @@ def _adjust(
 ) -> SparseAdjust | None:
     """Penalties, logit bias, forbidden stop and mask tokens, as sparse lists per row."""
     entries: dict[int, dict[int, tuple[float, float]]] = {}
+    seats = scored.seats
     for row, record in chosen:
         if not scored.is_given[row]:
             entries[row] = _entries(record, _proposed_before(row, scored, table))
@@ -117,7 +118,9 @@ def _adjust(
                     entries[row][token_id] = (1.0, float("-inf"))
     mask_id = vocabulary.mask_id
     if mask_id is not None and not vocabulary.mask_is_hidden:
-        forbids = (scored.kinds != RowKind.DRAFT) | table.draws_mask[scored.seats]
+        # A draft that nothing verifies after a round of width 0 is the token itself.
+        single = (table.mode[seats] == Mode.SPECULATIVE) & (table.round_width[seats] == 0)
+        forbids = (scored.kinds != RowKind.DRAFT) | single | table.draws_mask[seats]
         for row in np.flatnonzero(forbids & ~scored.is_given).tolist():
             entries.setdefault(row, {})[mask_id] = (1.0, float("-inf"))
     return _packed(entries, scored.rows.size, buffer) if any(entries.values()) else None

@@ -83,6 +83,7 @@ class SequenceTable:
     part_start, part_open: that part's first position; its open positions when it began
     carry:                 positions a schedule still owes (threshold_in_quota)
     num_drafts:            masks that the next step drafts (any-order families)
+    round_width:           rows of the window that is drafted and verified now; 0 decodes by AR
     draws_mask:            a row drew the mask token and nothing was accepted: it is forbidden
                            in the next step
     """
@@ -134,6 +135,7 @@ class SequenceTable:
         self.part_open = _zeros(num_seats)
         self.carry = _zeros(num_seats)
         self.num_drafts = _zeros(num_seats)
+        self.round_width = _zeros(num_seats)
         self.draws_mask = np.zeros(num_seats, dtype=np.bool_)
         self.needs_refresh = np.zeros(num_seats, dtype=np.bool_)
         self.priority = _zeros(num_seats)
@@ -157,6 +159,7 @@ class SequenceTable:
         """How drafts are made and accepted (`Decoding`)."""
         num_seats = self.num_seats
         self.mode = np.zeros(num_seats, dtype=np.int8)
+        self.is_auto = np.zeros(num_seats, dtype=np.bool_)
         self.width = _zeros(num_seats)
         self.block_length = _zeros(num_seats)
         self.sub_block_length = _zeros(num_seats)
@@ -214,11 +217,12 @@ class SequenceTable:
         self.stage[seat] = Stage.SETTLE
         for array in (self.canvas_steps, self.edit_steps, self.part_steps, self.part_start):
             array[seat] = 0
-        for array in (self.part_open, self.carry, self.num_drafts):
+        for array in (self.part_open, self.carry, self.num_drafts, self.round_width):
             array[seat] = 0
         self.draws_mask[seat] = False
         self.needs_refresh[seat] = True
         self.mode[seat] = decoding.mode
+        self.is_auto[seat] = decoding.is_auto
         self.width[seat] = decoding.width
         self.block_length[seat] = decoding.block_length
         self.sub_block_length[seat] = decoding.sub_block_length

@@ -166,7 +166,8 @@ def _self_drafted(
     """Rows [T] that draft what the same network will verify, or None when there are none."""
     if not (plan.draft_stop > plan.propose_stop).any():
         return None
-    drafted = (rows.kind == RowKind.DRAFT) & (table.mode[rows.seat] == Mode.SPECULATIVE)
+    verified = (table.mode[rows.seat] == Mode.SPECULATIVE) & (table.round_width[rows.seat] > 0)
+    drafted = (rows.kind == RowKind.DRAFT) & verified
     return buffer.place(drafted) if drafted.any() else None
 
 
