@@ -8,6 +8,7 @@ from kernels import finish_scores, join_partials, quantize_int8, score_rows
 from kernels.score_partials import merge_partials
 from kernels.score_rows import score_partials_reference, score_rows_reference
 from kernels.score_rows_kernel import launch_score_partials
+from kernels.score_wide import with_wide_rows
 from tests.kernels.test_score_rows import (
     CLOSE,
     assert_close_or_none,
@@ -141,3 +142,28 @@ def test_logits_are_never_in_memory(device):
     torch.cuda.reset_peak_memory_stats()
     score_rows(hidden, head, None, spec)
     assert torch.cuda.max_memory_allocated() - before < rows * vocab * 2 / 20
+
+
+def test_top_tokens_and_filters_of_wide_rows(device):
+    rows, vocab = 12, 300
+    hidden, head = draw(rows, vocab, device)
+    wide = torch.tensor([1, 2, 7, 10], device=device)
+    asks = torch.zeros(rows, dtype=torch.bool, device=device)
+    asks[wide] = True
+    spec = full_spec(
+        rows,
+        vocab,
+        device,
+        top_k=torch.where(asks, 20, 0).int(),
+        top_p=torch.where(asks, 0.8, 1.0),
+        min_p=torch.where(asks, 0.01, 0.0),
+        num_top=5,
+        wide_rows=wide,
+    )
+    partials = launch_score_partials(hidden, head, None, spec, vocab_start=0, full_vocab=vocab)
+    scores = finish_scores(partials, spec)
+    scores = with_wide_rows(scores, hidden, head, None, spec, tile_rows=3)
+    expected = score_rows_reference(hidden, head, None, spec)
+    assert_same(scores, expected)
+    assert torch.equal(scores.top_ids[wide], expected.top_ids[wide])
+    torch.testing.assert_close(scores.top_logprobs[wide], expected.top_logprobs[wide], **CLOSE)
