@@ -36,6 +36,7 @@ _DRAFTING_FIELDS = (
     "quota",
     "steps",
     "alpha_0",
+    "sub_context_length",
     "infill_length",
     "preference",
     "distance_weight",
@@ -136,7 +137,7 @@ def translate_completion(
     for prompt in prompts:
         max_tokens = _fit(
             len(prompt.token_ids) + len(suffix),
-            body.max_tokens or (1 if is_scoring else None),
+            _answer_length(body, is_scoring=is_scoring),
             tools.info,
             fields=("prompt", "max_tokens"),
             default=DEFAULT_COMPLETION_TOKENS,
@@ -281,6 +282,21 @@ def _chat_prompt(body: ChatBody, tools: ModelTools, call_rules: CallRules | None
         tools.tokenizer, text, add_special_tokens=bool(body.add_special_tokens)
     )
     return _cut(token_ids, body.truncate_prompt_tokens, param="messages")
+
+
+def _answer_length(body: CompletionBody, *, is_scoring: bool) -> int | None:
+    """Tokens to answer with at most; the gap before a suffix has a length of its own."""
+    gap = None if body.decoding is None else body.decoding.infill_length
+    if gap is None:
+        return body.max_tokens or (1 if is_scoring else None)
+    if not body.suffix:
+        raise invalid("decoding.infill_length needs a suffix", param="decoding.infill_length")
+    if body.max_tokens is not None and body.max_tokens < gap:
+        raise invalid(
+            f"decoding.infill_length must be at most max_tokens ({body.max_tokens}), got {gap}",
+            param="decoding.infill_length",
+        )
+    return gap
 
 
 def _prompt(body: CompletionBody, index: int, tools: ModelTools) -> PromptTokens:

@@ -78,6 +78,12 @@ class DecodingBody(BaseModel):
     alpha_0: float | None = Field(
         None, ge=0, le=1, description="Share of tokens decoded by diffusion (Eso-LM)."
     )
+    sub_context_length: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="Decode one token of every stretch of so many positions at a time (Eso-LM).",
+    )
     preference: str | None = Field(
         None,
         min_length=1,
