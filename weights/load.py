@@ -97,7 +97,7 @@ def load_model(
     """
     started = time.monotonic()
     placement = Placement(dtype, device)
-    if quantize is Quantize.INT8 and device.type != "cpu":
+    if quantize is not None and device.type != "cpu":
         raise ValueError(f"int8 weights run on a CPU only, got device {device}")
     checkpoint = open_checkpoint(path)
     described = _describe(checkpoint, overrides, context_length)
@@ -105,7 +105,7 @@ def load_model(
     reader = TensorReader(checkpoint.tensors, family.names)
     network = build_network(config, family.prepare(reader, config, checkpoint.config), placement)
     reader.finish()
-    if quantize is Quantize.INT8:
+    if quantize is not None:
         network = quantize_network(network, calibration_ids(described.tokenizer, config))
     log.info("loaded %s (%s) in %.1f s", described.name, family.name, time.monotonic() - started)
     return LoadedModel(

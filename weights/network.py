@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from weights.network_config import NetworkConfig
+
 from kernels import Int8Weight, KVCache, PagedBatch
 
 
@@ -32,6 +34,11 @@ class NetworkInput:
 
 class Network(Protocol):
     """A network without state: everything that lasts between steps is in the cache."""
+
+    @property
+    def config(self) -> NetworkConfig:
+        """Its sizes and switches."""
+        ...
 
     @property
     def num_layers(self) -> int:
