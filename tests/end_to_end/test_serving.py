@@ -109,7 +109,8 @@ def test_more_than_the_cache_holds_is_done_one_after_another(llama):
 def test_drafts_that_are_verified_say_what_one_by_one_says(hybrid):
     fields = {"max_tokens": 32, "ignore_eos": True, "seed": 3}
     one_by_one = hybrid.complete(PROMPT, **fields, decoding={"mode": "ar"})
-    verified = hybrid.complete(PROMPT, **fields, decoding={"mode": "speculative"})
+    decoding = {"mode": "speculative", "width": 8}
+    verified = hybrid.complete(PROMPT, **fields, decoding=decoding)
     assert verified["choices"][0]["text"] == one_by_one["choices"][0]["text"]
     assert verified["usage"]["decoding"]["verified_tokens"] > 0
     assert one_by_one["usage"]["decoding"]["ar_tokens"] == 32
