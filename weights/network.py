@@ -8,9 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from weights.network_config import NetworkConfig
-
 from kernels import Int8Weight, KVCache, PagedBatch
+from weights.network_config import NetworkConfig
 
 
 @dataclass(frozen=True, slots=True)
