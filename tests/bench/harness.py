@@ -30,7 +30,7 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": version("triton"),
-        "command": "python -m " + " ".join([_module(), *map(_without_home, sys.argv[1:])]),
+        "command": "python -m " + " ".join([_module(), *map(_without_folder, sys.argv[1:])]),
     }
 
 
@@ -55,9 +55,9 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _without_home(argument: str) -> str:
-    """The same path on anybody's machine."""
-    return argument.replace(str(Path.home()), "~")
+def _without_folder(argument: str) -> str:
+    """Paths of this machine say nothing to anybody else."""
+    return Path(argument).name if argument.startswith("/") else argument
 
 
 def _module() -> str:

@@ -129,14 +129,23 @@ async def _stream(client: httpx.AsyncClient, body: dict[str, object]) -> Timing:
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
             chunk = json.loads(line[6:])
-            if chunk.get("choices") and chunk["choices"][0].get("text"):
+            choice = next(iter(chunk.get("choices", ())), {})
+            if choice.get("text"):
                 timing.token_times_s.append(time.perf_counter())
+            if choice.get("finish_reason") == "length":
+                timing.num_tokens = body["max_tokens"]
             if chunk.get("usage"):
                 timing.num_tokens = chunk["usage"]["completion_tokens"]
     timing.done_s = time.perf_counter()
-    # Servers that send no usage: one chunk is one token there.
+    # A server that sends no usage and stopped early: one chunk is one token there.
     timing.num_tokens = timing.num_tokens or len(timing.token_times_s)
     return timing
+
+
+def decode_tokens_per_s(timings: list[Timing]) -> float:
+    """Tokens per second of one answer after its first token, the mean over all answers."""
+    tokens = sum(t.num_tokens - 1 for t in timings)
+    return tokens / sum(t.done_s - t.token_times_s[0] for t in timings)
 
 
 def summary(timings: list[Timing], seconds: float) -> dict[str, object]:

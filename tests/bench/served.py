@@ -1,0 +1,96 @@
+"""Servers that a benchmark starts: on a free loopback port, their memory, and their end."""
+
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A running server; model is the name that requests ask for."""
+
+    url: str
+    model: str
+    process: subprocess.Popen[bytes]
+
+    def resident_mb(self) -> list[float]:
+        """Resident memory of the server's process and of each process it started."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [_resident_mb(pid) for pid in (self.process.pid, *map(int, children.split()))]
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def serving_ours(*flags: str) -> Iterator[Served]:
+    """Our server with the default model or whatever the flags say."""
+    port = free_port()
+    command = [sys.executable, "-m", "server", "serve", "--port", str(port)]
+    command += ["--log-level", "warning", "--drain-grace", "0", *flags]
+    with _running(command, f"http://127.0.0.1:{port}", ready="/ready") as served:
+        yield served
+
+
+@contextmanager
+def serving_llama_cpp(python: str, model: Path, *, threads: int) -> Iterator[Served]:
+    """The server of llama-cpp-python, which answers one request after another."""
+    port = free_port()
+    command = [python, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port)]
+    command += ["--n_threads", str(threads), "--n_threads_batch", str(threads), "--n_ctx", "2048"]
+    # By default a request that comes in cuts off the one that runs.
+    command += ["--interrupt_requests", "false", "--verbose", "false"]
+    with _running(command, f"http://127.0.0.1:{port}", ready="/v1/models") as served:
+        yield served
+
+
+@contextmanager
+def _running(command: list[str], url: str, *, ready: str) -> Iterator[Served]:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        _wait_until_ready(process, url + ready)
+        models = httpx.get(f"{url}/v1/models").json()["data"]
+        yield Served(url, models[0]["id"], process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with {process.returncode}")
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise RuntimeError(f"the server was not ready after {START_TIMEOUT_S} s")
+
+
+def _resident_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    return int(found[1]) / 1024 if found else 0.0
