@@ -11,7 +11,7 @@ COPY requirements.lock ./
 
 FROM build AS build-cpu
 ARG TORCH_INDEX=""
-RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0 \
+RUN env ${TORCH_INDEX:+PIP_INDEX_URL="$TORCH_INDEX"} pip install torch==2.13.0 \
     && pip install -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY kernels kernels
@@ -22,7 +22,7 @@ RUN pip install --no-deps --no-build-isolation .
 
 FROM build AS build-cuda
 ARG TORCH_INDEX=""
-RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0 \
+RUN env ${TORCH_INDEX:+PIP_INDEX_URL="$TORCH_INDEX"} pip install torch==2.13.0 \
     && pip install -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY kernels kernels
