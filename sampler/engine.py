@@ -111,9 +111,15 @@ class Engine:
         try:
             self._check(request)
             self.scheduler.add(request)
-        except (RequestError, ValueError) as error:
+        except RequestError as error:
             self._answers.append(
-                Delta(request_id=request.id, finish=FinishReason.ERROR, error=str(error))
+                Delta(
+                    request_id=request.id,
+                    finish=FinishReason.ERROR,
+                    error=str(error),
+                    is_refusal=True,
+                    error_field=error.field,
+                )
             )
 
     def cancel(self, request_id: str, *, reports: bool = False) -> None:

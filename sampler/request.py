@@ -292,6 +292,8 @@ class Delta:
     prompt_logprobs: with the first delta when asked for: one per prompt token after the first
     frame:           the canvas after this step, when asked for
     error:           what went wrong, when finish is ERROR
+    is_refusal:      the error is the request's own: it can never be served
+    error_field:     the parameter at fault, in the API's words, where there is one
     stats:           with the last delta
     """
 
@@ -304,4 +306,6 @@ class Delta:
     stop_token_id: int | None = None
     frame: Frame | None = None
     error: str | None = None
+    is_refusal: bool = False
+    error_field: str | None = None
     stats: RequestStats | None = None

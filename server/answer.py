@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sampler import Delta, FinishReason, Frame, RequestStats, TokenLogprob, TokenTrace
+from sampler import Delta, FinishReason, Frame, RequestError, RequestStats, TokenLogprob, TokenTrace
 from weights.detokenizer import Detokenizer
 from weights.tokenizer import Tokenizer
 
@@ -47,6 +47,7 @@ class Piece:
     num_tokens:  tokens that count for usage, those of a stop string included
     stop_reason: the stop string or stop token id that ended the answer; None for the model's
                  own end-of-text token
+    refusal:     why the engine will not serve the request, when that is the request's own fault
     """
 
     text: str = ""
@@ -57,6 +58,7 @@ class Piece:
     finish: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    refusal: RequestError | None = None
     stats: RequestStats | None = None
 
 
@@ -111,6 +113,9 @@ class AnswerText:
             finish=finish,
             stop_reason=stopped if stopped is not None else self._stop_token(delta),
             error=delta.error,
+            refusal=RequestError(delta.error or "", field=delta.error_field)
+            if delta.is_refusal
+            else None,
             stats=delta.stats,
         )
 

@@ -151,6 +151,9 @@ class Answers:
         """Account for an answer's end."""
         request = self._open.pop(index)
         observer.finish(piece)
+        if piece.refusal is not None:
+            self._queue.put_nowait(piece.refusal)
+            return
         if piece.finish is FinishReason.ERROR:
             log.error("request %s failed in the engine: %s", request.id, piece.error)
             self._queue.put_nowait(ApiError(INTERNAL_ERROR))

@@ -139,7 +139,7 @@ def _speculative(metrics: EngineMetrics, labels: Mapping[str, str]) -> Iterator[
 
 def _diffusion(metrics: EngineMetrics, labels: Mapping[str, str]) -> Iterator[Metric]:
     for name, text, value in (
-        ("vllm:diffusion_num_denoising_steps", "Steps", metrics.steps),
+        ("vllm:diffusion_num_denoising_steps", "Steps", metrics.drafting_steps),
         ("vllm:diffusion_num_canvas_positions", "Rows drafted", metrics.rows_drafted),
         ("vllm:diffusion_num_committed_tokens", "Tokens accepted", metrics.tokens_diffusion),
     ):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from sampler import Delta, FinishReason
 from tests.server.asgi import AsgiExchange
 from tests.server.conftest import error_of
 from tests.server.scripted_engine import ScriptedEngine, template
@@ -297,3 +298,33 @@ async def test_a_model_without_a_template_cannot_chat(tokenizer):
         response = await client.post(CHAT, json={"messages": [{"role": "user", "content": "x"}]})
     assert response.status_code == 400
     assert error_of(response)["param"] == "messages"
+
+
+def refusing(request):
+    return [
+        Delta(
+            request.id,
+            finish=FinishReason.ERROR,
+            error="decoding.width must be at most 4, got 9",
+            is_refusal=True,
+            error_field="decoding.width",
+        )
+    ]
+
+
+async def test_what_only_the_engine_can_refuse_is_a_400_too(serve):
+    async with serve(ScriptedEngine(script=refusing)) as served:
+        response = await served.chat()
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "decoding.width"
+    assert "at most 4" in error_of(response)["message"]
+
+
+async def test_a_fault_of_the_engine_is_a_500_without_details(serve):
+    def failing(request):
+        return [Delta(request.id, finish=FinishReason.ERROR, error="secret path")]
+
+    async with serve(ScriptedEngine(script=failing)) as served:
+        response = await served.chat()
+    assert response.status_code == 500
+    assert "secret" not in response.text
