@@ -24,14 +24,17 @@ from kernels.paged_batch import PagedBatch
 # (entries of a tile, warps, stages) by head size up to the key and rows times group of a tile.
 # Not yet measured: chosen so that each compiles without spills, with the most loads in flight.
 _TUNED_AMPERE = {
-    64: {16: (64, 4, 5), 32: (64, 4, 5), 64: (64, 4, 3), 128: (64, 8, 3)},
+    64: {16: (64, 4, 5), 32: (32, 4, 5), 64: (64, 4, 3), 128: (64, 8, 3)},
     128: {16: (32, 4, 5), 32: (64, 4, 5), 128: (32, 8, 4)},
     256: {16: (64, 4, 5), 32: (32, 4, 5)},
 }
 _TUNED_HOPPER = {
     64: {16: (64, 4, 5), 32: (64, 4, 5), 64: (64, 4, 3), 128: (128, 8, 3)},
-    128: {16: (64, 4, 4), 32: (64, 4, 5), 64: (64, 4, 3), 128: (64, 8, 3)},
+    128: {16: (64, 4, 5), 32: (64, 4, 5), 64: (64, 4, 3), 128: (64, 8, 3)},
     256: {16: (32, 4, 5), 32: (32, 4, 5), 128: (32, 8, 4)},
+}
+_TUNED_BLACKWELL = _TUNED_HOPPER | {
+    128: _TUNED_HOPPER[128] | {16: (32, 4, 5)},
 }
 # Float32 products run without tensor cores; small tiles keep them in registers.
 _TUNED_FLOAT32 = {
@@ -64,7 +67,9 @@ class TileSize:
 
 def tile_sizes(head_dim: int, dtype: torch.dtype, capability: int) -> tuple[TileSize, ...]:
     """All tuned sizes for a head size, smallest first; capability is 80, 90, 100, ..."""
-    table = _TUNED_HOPPER if capability >= 90 else _TUNED_AMPERE
+    table = _TUNED_AMPERE
+    if capability >= 90:
+        table = _TUNED_HOPPER if capability < 100 else _TUNED_BLACKWELL
     if dtype == torch.float32:
         table = _TUNED_FLOAT32
     sizes = next((sizes for limit, sizes in table.items() if head_dim <= limit), None)
