@@ -16,6 +16,7 @@ from kernels.accept_rows import (
     verify_ratio,
 )
 from kernels.attention_plan import AttentionPlan, plan_attention
+from kernels.cuda_graph import CapturedSteps, bucket_for, pad_batch
 from kernels.dispatch import runs_triton
 from kernels.grouped_experts import grouped_experts
 from kernels.kv_cache import KVCache, allocate_kv_cache, page_bytes
@@ -47,6 +48,7 @@ __all__ = [
     "PURPOSE_TARGET",
     "AllowedTokens",
     "AttentionPlan",
+    "CapturedSteps",
     "Int8Weight",
     "KVCache",
     "PagedBatch",
@@ -64,6 +66,7 @@ __all__ = [
     "accept_threshold",
     "add_rms_norm",
     "allocate_kv_cache",
+    "bucket_for",
     "edit_tokens",
     "finish_scores",
     "grouped_experts",
@@ -72,6 +75,7 @@ __all__ = [
     "layer_norm",
     "leading_run",
     "linear",
+    "pad_batch",
     "page_bytes",
     "paged_attention",
     "plan_attention",
