@@ -20,14 +20,9 @@ from torch import Tensor
 
 from kernels.dispatch import LAUNCH, capability
 from kernels.linear import Int8Weight
-from kernels.noise import (
-    HASH_MULTIPLIER_1,
-    HASH_MULTIPLIER_2,
-    UNIFORM_OFFSET,
-    UNIFORM_SCALE,
-    noise_keys,
-)
-from kernels.score_partials import NEVER, NUM_NUMBERS, NUM_TOKENS, ScorePartials
+from kernels.noise import noise_keys
+from kernels.score_fold import NO_LOGIT, NO_TOKEN, fold, suppress, write_partial
+from kernels.score_partials import NUM_NUMBERS, NUM_TOKENS, ScorePartials
 from kernels.score_spec import AllowedTokens, ScoreSpec
 from kernels.score_wide import adjusted_rows
 
@@ -45,12 +40,6 @@ _PROGRAMS = 264
 _SPARSE_TOKENS = 16
 _SPARSE_DEPTH = 128
 
-_HASH_1 = tl.constexpr(HASH_MULTIPLIER_1)
-_HASH_2 = tl.constexpr(HASH_MULTIPLIER_2)
-_SCALE = tl.constexpr(UNIFORM_SCALE)
-_OFFSET = tl.constexpr(UNIFORM_OFFSET)
-_NEVER = tl.constexpr(NEVER)
-_NO_TOKEN = tl.constexpr(2**31 - 1)
 _RUN_TIME_SIZES = [
     "num_rows",
     "num_partials",
@@ -266,14 +255,14 @@ def _score_tiles_kernel(  # noqa: PLR0915
     row_starts = rows.to(tl.int64) * WIDTH
     depth = tl.arange(0, BLOCK_K)
     latents = tl.arange(0, BLOCK_Z)
-    peak = tl.full((BLOCK_R,), _NEVER, tl.float32)
+    peak = tl.full((BLOCK_R,), NO_LOGIT, tl.float32)
     total = tl.zeros((BLOCK_R,), tl.float32)
     weighted = tl.zeros((BLOCK_R,), tl.float32)
     second = peak
     score = peak
     drawn_logit = peak
     given_logit = peak
-    best = tl.full((BLOCK_R,), _NO_TOKEN, tl.int32)
+    best = tl.full((BLOCK_R,), NO_TOKEN, tl.int32)
     drawn = best
     expected = tl.zeros((BLOCK_R, BLOCK_Z), tl.float32)
     for tile in range(split * tiles_per_split, (split + 1) * tiles_per_split):
@@ -295,9 +284,9 @@ def _score_tiles_kernel(  # noqa: PLR0915
         if HAS_BIAS:
             bias = tl.load(bias_ptr + columns, mask=column_mask, other=0.0).to(tl.float32)
             logits += bias[None, :]
-        logits = tl.where(column_mask[None, :], tl.maximum(logits, _NEVER), _NEVER)
+        logits = tl.where(column_mask[None, :], tl.maximum(logits, NO_LOGIT), NO_LOGIT)
         token_ids = (columns + vocab_start)[None, :]
-        logits = _suppress(logits, token_ids, suppressed_ptr, num_suppressed)
+        logits = suppress(logits, token_ids, suppressed_ptr, num_suppressed)
         if has_bitmask != 0:
             # A tile starts at a multiple of 32: whole words, each spread over 32 columns.
             masks = tl.load(bitmask_rows_ptr + rows, mask=row_mask, other=-1)[:, None]
@@ -307,19 +296,19 @@ def _score_tiles_kernel(  # noqa: PLR0915
             words = tl.load(bitmask_ptr + word_offsets, mask=word_mask, other=-1)
             words = tl.broadcast_to(words[:, :, None], (BLOCK_R, BLOCK_V // 32, 32))
             words = tl.reshape(words, (BLOCK_R, BLOCK_V))
-            logits = tl.where(((words >> (token_ids % 32)) & 1) != 0, logits, _NEVER)
+            logits = tl.where(((words >> (token_ids % 32)) & 1) != 0, logits, NO_LOGIT)
         old_peak = peak
         if LATENT == 0:
             # Half the columns at a time: temporaries of a whole tile would not fit in registers.
             halves = tl.permute(tl.reshape(logits, (BLOCK_R, 2, BLOCK_V // 2)), (0, 2, 1))
             logits, right = tl.split(halves)
             token_ids = (tile * BLOCK_V + vocab_start + tl.arange(0, BLOCK_V // 2))[None, :]
-            peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, _ = _fold(
+            peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, _ = fold(
                 right, token_ids + BLOCK_V // 2, rows, row_mask, temperature_ptr, keys_ptr,
                 given_ptr, peak, total, weighted, second, best, score, drawn, drawn_logit,
                 given_logit, True,
             )  # fmt: skip
-        peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, masses = _fold(
+        peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, masses = fold(
             logits, token_ids, rows, row_mask, temperature_ptr, keys_ptr, given_ptr,
             peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, True,
         )  # fmt: skip
@@ -329,7 +318,7 @@ def _score_tiles_kernel(  # noqa: PLR0915
             e = tl.load(embedding_ptr + e_offsets, mask=e_mask, other=0.0)
             expected *= tl.exp(old_peak - peak)[:, None]
             expected = tl.dot(masses.to(e.dtype), e, expected, input_precision="ieee")
-    _write_partial(
+    write_partial(
         rows, row_mask, split, num_rows, num_partials, numbers_ptr, tokens_ptr,
         peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit,
     )  # fmt: skip
@@ -382,14 +371,14 @@ def _score_adjusted_kernel(  # noqa: PLR0915
     depth = tl.arange(0, BLOCK_K)
     latents = tl.arange(0, BLOCK_Z)
     row_start = hidden_ptr + tl.program_id(0).to(tl.int64) * WIDTH
-    peak = tl.full((1,), _NEVER, tl.float32)
+    peak = tl.full((1,), NO_LOGIT, tl.float32)
     total = tl.zeros((1,), tl.float32)
     weighted = tl.zeros((1,), tl.float32)
     second = peak
     score = peak
     drawn_logit = peak
     given_logit = peak
-    best = tl.full((1,), _NO_TOKEN, tl.int32)
+    best = tl.full((1,), NO_TOKEN, tl.int32)
     drawn = best
     expected = tl.zeros((BLOCK_Z,), tl.float32)
     for base in range(first, last, BLOCK_V):
@@ -413,15 +402,15 @@ def _score_adjusted_kernel(  # noqa: PLR0915
         penalties = tl.load(penalties_ptr + entries, mask=is_own, other=1.0)
         values = tl.load(values_ptr + entries, mask=is_own, other=0.0)
         dots = tl.where(dots > 0, dots / penalties, dots * penalties) + values
-        logits = tl.where(is_own, tl.maximum(dots, _NEVER), _NEVER)[None, :]
-        logits = _suppress(logits, ids[None, :], suppressed_ptr, num_suppressed)
+        logits = tl.where(is_own, tl.maximum(dots, NO_LOGIT), NO_LOGIT)[None, :]
+        logits = suppress(logits, ids[None, :], suppressed_ptr, num_suppressed)
         if has_bitmask != 0:
             mask_row = tl.load(bitmask_rows_ptr + tl.program_id(0))
             word_ptr = bitmask_ptr + mask_row.to(tl.int64) * WORDS + ids // 32
             words = tl.load(word_ptr, mask=is_own & (ids // 32 < (mask_row + 1) * WORDS), other=-1)
-            logits = tl.where(((words >> (ids % 32)) & 1)[None, :] != 0, logits, _NEVER)
+            logits = tl.where(((words >> (ids % 32)) & 1)[None, :] != 0, logits, NO_LOGIT)
         old_peak = peak
-        peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, masses = _fold(
+        peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, masses = fold(
             logits, ids[None, :], rows, row_mask, temperature_ptr, keys_ptr, given_ptr,
             peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, False,
         )  # fmt: skip
@@ -431,134 +420,10 @@ def _score_adjusted_kernel(  # noqa: PLR0915
             e = tl.load(embedding_ptr + e_offsets, mask=e_mask, other=0.0).to(tl.float32)
             shrink = tl.sum(tl.exp(old_peak - peak), axis=0)
             expected = expected * shrink + tl.sum(e * tl.trans(masses), axis=0)
-    _write_partial(
+    write_partial(
         rows, row_mask, partial, num_rows, num_partials, numbers_ptr, tokens_ptr,
         peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit,
     )  # fmt: skip
     if LATENT > 0:
         z_start = (tl.program_id(0).to(tl.int64) + partial * num_rows.to(tl.int64)) * LATENT
         tl.store(expected_ptr + z_start + latents, expected, mask=latents < LATENT)
-
-
-@triton.jit
-def _suppress(logits, token_ids, suppressed_ptr, num_suppressed):
-    for index in range(num_suppressed):
-        logits = tl.where(token_ids == tl.load(suppressed_ptr + index), _NEVER, logits)
-    return logits
-
-
-@triton.jit
-def _fold(
-    logits,  # [r, v]
-    token_ids,  # [1, v]
-    rows,
-    row_mask,
-    temperature_ptr,
-    keys_ptr,
-    given_ptr,
-    peak,
-    total,
-    weighted,
-    second,
-    best,
-    score,
-    drawn,
-    drawn_logit,
-    given_logit,
-    ASCENDING: tl.constexpr,
-):
-    """The statistics of all logits seen so far, [r] each, and this tile's masses [r, v]."""
-    tile_peak, tile_best = _best(logits, token_ids, ASCENDING)
-    others = tl.where(token_ids == tile_best[:, None], _NEVER, logits)
-    second = tl.maximum(second, tl.max(others, axis=1))
-    second = tl.maximum(second, tl.minimum(peak, tile_peak))
-    lower = tl.where(tile_peak == peak, tl.minimum(best, tile_best), best)
-    best = tl.where(tile_peak > peak, tile_best, lower)
-    new_peak = tl.maximum(peak, tile_peak)
-    gaps = logits - new_peak[:, None]
-    masses = tl.where(logits > _NEVER / 2, tl.exp(gaps), 0.0)
-    shift = peak - new_peak
-    shrink = tl.exp(shift)
-    weighted = (weighted + shift * total) * shrink + tl.sum(gaps * masses, axis=1)
-    total = total * shrink + tl.sum(masses, axis=1)
-
-    given = tl.load(given_ptr + rows, mask=row_mask, other=-1).to(tl.int32)
-    found = tl.max(tl.where(token_ids == given[:, None], logits, _NEVER), axis=1)
-    given_logit = tl.maximum(given_logit, found)
-
-    temperature = tl.load(temperature_ptr + rows, mask=row_mask, other=0.0)
-    if tl.max(temperature, axis=0) > 0:
-        tempered = logits / tl.where(temperature > 0, temperature, 1.0)[:, None]
-        noisy = tempered - _log_exponential(keys_ptr, rows, row_mask, token_ids)
-        noisy = tl.where(logits > _NEVER / 2, noisy, _NEVER)
-        tile_score, tile_drawn = _best(noisy, token_ids, ASCENDING)
-        is_drawn = token_ids == tile_drawn[:, None]
-        tile_logit = tl.max(tl.where(is_drawn, logits, _NEVER), axis=1)
-        wins = tile_score > score
-        wins |= (tile_score == score) & (tile_drawn < drawn)
-        score = tl.where(wins, tile_score, score)
-        drawn = tl.where(wins, tile_drawn, drawn)
-        drawn_logit = tl.where(wins, tile_logit, drawn_logit)
-    return new_peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, masses
-
-
-@triton.jit
-def _best(numbers, token_ids, ASCENDING: tl.constexpr):
-    """The largest number [r] of each row and its token, the lowest id of equals."""
-    if ASCENDING:
-        # Token ids [1, v] count up from the first: one pass that keeps nothing in registers.
-        best, place = tl.max(numbers, axis=1, return_indices=True)
-        token = place.to(tl.int32) + tl.min(tl.min(token_ids, axis=1), axis=0)
-    else:
-        best = tl.max(numbers, axis=1)
-        token = tl.min(tl.where(numbers == best[:, None], token_ids, _NO_TOKEN), axis=1)
-    return best, token
-
-
-@triton.jit
-def _log_exponential(keys_ptr, rows, row_mask, token_ids):
-    """The same numbers as `noise.log_exponential_from_keys`, [r, v]."""
-    low = tl.load(keys_ptr + 2 * rows, mask=row_mask, other=0)[:, None]
-    high = tl.load(keys_ptr + 2 * rows + 1, mask=row_mask, other=0)[:, None]
-    bits = token_ids ^ low
-    bits = (bits ^ (bits >> 16)) * _HASH_1
-    bits += high
-    bits = (bits ^ (bits >> 15)) * _HASH_2
-    bits = bits ^ (bits >> 16)
-    uniform = bits.to(tl.float32) * _SCALE + _OFFSET
-    # 1 - u would round away the digits of a small u; the next term of the series is below 4e-7.
-    series = uniform + 0.5 * uniform * uniform
-    exponential = tl.where(uniform < 1e-3, series, -tl.log(1.0 - uniform))
-    return tl.log(exponential)
-
-
-@triton.jit
-def _write_partial(
-    rows,
-    row_mask,
-    partial,
-    num_rows,
-    num_partials,
-    numbers_ptr,
-    tokens_ptr,
-    peak,
-    total,
-    weighted,
-    second,
-    best,
-    score,
-    drawn,
-    drawn_logit,
-    given_logit,
-):
-    plane = num_partials.to(tl.int64) * num_rows
-    start = partial.to(tl.int64) * num_rows + rows
-    tl.store(numbers_ptr + start, peak, mask=row_mask)
-    tl.store(numbers_ptr + plane + start, total, mask=row_mask)
-    tl.store(numbers_ptr + 2 * plane + start, weighted, mask=row_mask)
-    tl.store(numbers_ptr + 3 * plane + start, second, mask=row_mask)
-    tl.store(numbers_ptr + 4 * plane + start, score, mask=row_mask)
-    tl.store(numbers_ptr + 5 * plane + start, drawn_logit, mask=row_mask)
-    tl.store(numbers_ptr + 6 * plane + start, given_logit, mask=row_mask)
-    tl.store(tokens_ptr + start, best, mask=row_mask)
-    tl.store(tokens_ptr + plane + start, drawn, mask=row_mask)
