@@ -35,13 +35,13 @@ _EVIDENCE_POWER = 0.5
 _MOST_CERTAIN_HAZARD, _LEAST_HAZARD = 0.995, 0.005
 # Weights of the priors, in sightings.
 _PRIOR_TRIALS = 40.0
-_PRIOR_UNCERTAINTIES = 60.0
-_PRIOR_SPREAD_BUCKETS = 2.5
-_MIX_RATE = 0.02
-_SMALLEST_SHARE = 0.02
+_PRIOR_SIGHTINGS = 20.0
+_PRIOR_MIX = 1.0
+# Share of the changes that lead to a level of which nothing was known.
+_SURPRISE = 0.2
 _FORGETTING = 0.98
 _LEARN_ROUNDS = 16
-_REFRESH_EVERY = 8
+_REFRESH_EVERY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,12 @@ class AcceptanceModel:
         self._widths = np.array(widths)
         self._levels = np.array(LEVELS)
         self._mix = np.full(self._levels.size, 1 / self._levels.size)
+        self._sightings = np.zeros(self._levels.size)
         self._beliefs = np.tile(self._mix, (num_seats, 1))
         self._successes = np.zeros(LARGEST_DISTANCE + 1)
         self._predicted = np.zeros(LARGEST_DISTANCE + 1)
-        self._uncertainties = _prior_uncertainties(self._levels)
+        # [B, L] sightings; at first uncertainty says nothing of the level.
+        self._uncertainties = np.full((_NUM_BUCKETS, self._levels.size), 1.0)
         self._num_learned = 0
         # Share of the belief that stays after so many tokens.
         tokens = np.arange(LARGEST_DISTANCE + 2)
@@ -141,7 +143,7 @@ class AcceptanceModel:
         """The text goes on: with each token it may have changed its level."""
         stays = self._stays[tokens]
         beliefs *= stays
-        beliefs += (1 - stays) * self._mix
+        beliefs += (1 - stays) * self._after_change
         self._beliefs[seats] = beliefs
 
     def _learn(
@@ -160,51 +162,56 @@ class AcceptanceModel:
             before, after = before[sample], after[sample]
             missed, confirmed, buckets = missed[sample], confirmed[sample], buckets[sample]
         self._num_learned += 1
-        self._mix += _MIX_RATE * min(before.shape[0] / 8, 1.0) * (after.mean(0) - self._mix)
+        self._sightings += after.sum(0)
         np.add.at(self._uncertainties, buckets, after)
-        for belief, miss, count in zip(before, missed.tolist(), confirmed.tolist(), strict=True):
-            tried = count + miss + 1
-            self._successes[1 : count + 1] += 1
-            self._predicted[1:tried] += belief @ self._hazards[:, 1:tried]
+        self._count_hazards(before, missed, confirmed)
         if self._num_learned % _REFRESH_EVERY == 0:
             self._refresh()
+
+    def _count_hazards(self, before: FloatArray, missed: IntArray, confirmed: IntArray) -> None:
+        """Add confirmations by distance, and how many the levels alone would have predicted."""
+        tried = confirmed + missed
+        # A text that got so far is easier than it was believed to be: [n, D].
+        survival = self._survival[:, : int(tried.max()) + 1]
+        expected = (before * self._levels) @ survival / (before @ survival)
+        distance = np.arange(1, survival.shape[1])
+        was_tried = distance <= tried[:, None]
+        self._successes[distance] += (distance <= confirmed[:, None]).sum(0)
+        self._predicted[distance] += (expected[:, :-1] * was_tried).sum(0)
 
     def _refresh(self) -> None:
         """Recompute what follows from the learned tables, and forget a little."""
         self._by_distance = _chained_ratios(self._successes, self._predicted)
         self._successes *= _FORGETTING
         self._predicted *= _FORGETTING
-        self._uncertainties += (1 - _FORGETTING) * (
-            _prior_uncertainties(self._levels) - self._uncertainties
-        )
+        self._uncertainties *= _FORGETTING
         self._hazards = np.clip(
             self._levels[:, None] * self._by_distance, _LEAST_HAZARD, _MOST_CERTAIN_HAZARD
         )
         # [L, D + 1] probability that at least the first d drafts are confirmed.
         survival = np.ones((self._levels.size, LARGEST_DISTANCE + 1))
         np.cumprod(self._hazards[:, 1:-1], axis=1, out=survival[:, 1:])
+        self._survival = survival
         tokens = np.cumsum(survival, axis=1)
         self._expected = tokens[:, np.clip(self._widths, 1, LARGEST_DISTANCE + 1) - 1]
         ends = survival * (1 - self._hazards[:, 1:])
         self._round_likelihood = np.stack((survival.T, ends.T))  # [2, D + 1, L]
-        of_level = self._uncertainties / self._uncertainties.sum(0)
+        # A level that was hardly seen is taken to be like all of the text.
+        seen = self._uncertainties
+        everywhere = seen.sum(1, keepdims=True) / seen.sum()
+        of_level = (seen + _PRIOR_SIGHTINGS * everywhere) / (seen.sum(0) + _PRIOR_SIGHTINGS)
         self._uncertainty_likelihood = of_level**_EVIDENCE_POWER
-        self._mix = np.maximum(self._mix, _SMALLEST_SHARE)
-        self._mix /= self._mix.sum()
-
-
-def _prior_uncertainties(levels: FloatArray) -> FloatArray:
-    """How often each bucket of uncertainty is seen at each level [B, L]: easy text is certain."""
-    buckets = np.arange(_NUM_BUCKETS)[:, None]
-    middle = (_NUM_BUCKETS - 2) * (1 - levels)
-    likely = np.exp(-(((buckets - middle) / _PRIOR_SPREAD_BUCKETS) ** 2) / 2)
-    counts: FloatArray = _PRIOR_UNCERTAINTIES * likely / likely.sum()
-    return counts
+        self._sightings *= _FORGETTING
+        self._mix = (self._sightings + _PRIOR_MIX) / (self._sightings + _PRIOR_MIX).sum()
+        self._after_change = (1 - _SURPRISE) * self._mix + _SURPRISE / self._levels.size
 
 
 def _chained_ratios(successes: FloatArray, predicted: FloatArray) -> FloatArray:
-    """Observed over predicted confirmations by distance [D + 2]; each is the prior of the next."""
-    ratios = [1.0]
-    for success, expected in zip(successes[1:].tolist(), predicted[1:].tolist(), strict=True):
+    """Observed over predicted confirmations by distance [D + 2]; each is the prior of the next.
+
+    At the first distance it is 1: there, the level itself is the hazard.
+    """
+    ratios = [1.0, 1.0]
+    for success, expected in zip(successes[2:].tolist(), predicted[2:].tolist(), strict=True):
         ratios.append((success + _PRIOR_TRIALS * ratios[-1]) / (expected + _PRIOR_TRIALS))
     return np.array([*ratios, ratios[-1]])

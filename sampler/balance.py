@@ -32,7 +32,7 @@ _STEPS_OF_A_ROUND = 2
 _NUM_PRICES = 64
 _PRICE_STEP = 512 ** (1 / (_NUM_PRICES - 1))
 _PRICES = _PRICE_STEP ** -np.arange(_NUM_PRICES, dtype=np.float64)
-# Each seat pays a little more or less than the price, always by the same factor, so that equal
+# Each sequence pays a little more or less than the price, always by the same factor, so that equal
 # sequences do not all change their widths at once: the steps that they fill would overshoot the
 # knee of the machine or fall short of it. Measured in steps of the price.
 _SPREAD_STEPS = 1
@@ -40,6 +40,8 @@ _GOLDEN = (5**0.5 - 1) / 2
 # What a request with a seed pays, at any load: that of a lightly loaded machine.
 _PRICE_OF_SEEDED = 1 / 32
 _LOAD_RATE = 0.1
+# Differences of this share of the gain are not worth a difference in price.
+_INDIFFERENCE = 1e-5
 _LEVEL_NUMBERS = np.arange(len(LEVELS))
 # A sequence keeps its width unless another gains so much more, as a share of its gain.
 _STICKINESS = 0.04
@@ -58,11 +60,13 @@ class RoundCosts:
     rows:        rows of the network
     scored_rows: rows whose scores are computed
     most_rows:   rows of the larger one of its two steps, [W] int64
+    num_certain: first drafts that see all that their verifying rows see, and are always confirmed
     """
 
     rows: FloatArray
     scored_rows: FloatArray
     most_rows: IntArray
+    num_certain: int = 0
 
 
 def canvas_costs() -> RoundCosts:
@@ -80,7 +84,7 @@ def rank_costs() -> RoundCosts:
     rows[0], scored[0] = 2.0, 1.0
     most = (2 * widths + 1).astype(np.int64)
     most[0] = 2
-    return RoundCosts(rows=rows, scored_rows=scored, most_rows=most)
+    return RoundCosts(rows=rows, scored_rows=scored, most_rows=most, num_certain=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,21 +122,25 @@ class Balance:
         self, *, num_seats: int, costs: RoundCosts, step_time: StepTimeModel | None = None
     ) -> None:
         self.step_time = step_time if step_time is not None else StepTimeModel()
-        self.acceptance = AcceptanceModel(num_seats=num_seats, widths=WIDTHS, learns=True)
+        widths = tuple(max(width - costs.num_certain, 0) for width in WIDTHS)
+        self.acceptance = AcceptanceModel(num_seats=num_seats, widths=widths, learns=True)
         self.price = float(_PRICES[-1])
         self.counts = BalanceCounts(chosen=[0] * len(WIDTHS))
         self._costs = costs
         # A request with a seed sees tables and a price that nobody else can change.
-        self._fixed = AcceptanceModel(num_seats=num_seats, widths=WIDTHS, learns=False)
+        self._fixed = AcceptanceModel(num_seats=num_seats, widths=widths, learns=False)
         self._is_seeded = np.zeros(num_seats, dtype=np.bool_)
         self._cap = np.zeros(num_seats, dtype=np.int64)
         self._column = np.zeros(num_seats, dtype=np.int64)
         self._quiet = np.zeros(num_seats, dtype=np.int64)
         self._patience = np.zeros(num_seats, dtype=np.int64)
+        self._is_probe = np.zeros(num_seats, dtype=np.bool_)
+        self._first_patience = float(_FIRST_QUIET_TOKENS)
         self._other_s = 0.0
+        self._row_worth = 0.0
         self._widths = np.array(WIDTHS)
-        shift = (np.arange(num_seats) * _GOLDEN + 0.5) % 1 - 0.5
-        self._own_price = _PRICE_STEP ** (shift * (2 * _SPREAD_STEPS + 1))
+        self._num_seated = 0
+        self._own_price = np.ones(num_seats)
         # Of every candidate price: rows of a sequence, by choice.
         self._paid = _PRICES[:, None, None] * costs.rows
 
@@ -140,24 +148,28 @@ class Balance:
         """Begin a sequence whose rounds may be up to `cap` rows wide."""
         self._is_seeded[seat] = is_seeded
         self._cap[seat] = cap
+        shift = (self._num_seated * _GOLDEN + 0.5) % 1 - 0.5
+        self._own_price[seat] = _PRICE_STEP ** (shift * (2 * _SPREAD_STEPS + 1))
+        if is_seeded:
+            self._own_price[seat] = 1.0
+        else:
+            self._num_seated += 1
         self._column[seat] = self._quiet[seat] = 0
-        self._patience[seat] = _FIRST_QUIET_TOKENS
+        self._patience[seat] = _FIRST_QUIET_TOKENS if is_seeded else self._first_patience
+        self._is_probe[seat] = False
         self.acceptance.seat(seat)
         self._fixed.seat(seat)
 
     def choose(self, starting: IntArray, load: Load) -> IntArray:
         """Widths [n] for the sequences that start a round, most urgent first; 0 is AR."""
         seeded = self._is_seeded[starting]
-        if not seeded.any():
+        columns = np.zeros(starting.size, dtype=np.int64)
+        if not seeded.all():
             self.price = self._current_price(starting, load)
-            columns = self._columns(self.acceptance, starting, self.price)
-        else:
-            columns = np.empty(starting.size, dtype=np.int64)
-            columns[seeded] = self._columns(self._fixed, starting[seeded], _PRICE_OF_SEEDED)
-            if not seeded.all():
-                own = starting[~seeded]
-                self.price = self._current_price(own, load)
-                columns[~seeded] = self._columns(self.acceptance, own, self.price)
+            self._fill(columns, self.acceptance, starting, ~seeded, (self.price, self._row_worth))
+        if seeded.any():
+            prices = (_PRICE_OF_SEEDED, _PRICE_OF_SEEDED)
+            self._fill(columns, self._fixed, starting, seeded, prices)
         columns = self._within_budget(columns, load.budget_rows)
         self._note(starting, columns)
         widths: IntArray = np.minimum(self._widths[columns], self._cap[starting])
@@ -167,8 +179,10 @@ class Balance:
         self, seats: IntArray, offered: IntArray, confirmed: IntArray, uncertainty: FloatArray
     ) -> None:
         """Take in how the rounds of sequences ended (`AcceptanceModel.observe_rounds`)."""
-        self._patience[seats[confirmed >= _PROBE_SUCCESS]] = _FIRST_QUIET_TOKENS
         seeded = self._is_seeded[seats]
+        offered = np.maximum(offered - self._costs.num_certain, 0)
+        confirmed = np.maximum(confirmed - self._costs.num_certain, 0)
+        self._end_probes(seats, confirmed)
         if not seeded.any():
             self.acceptance.observe_rounds(seats, offered, confirmed, uncertainty)
             return
@@ -186,21 +200,33 @@ class Balance:
             if own.any():
                 model.observe_singles(seats[own], uncertainty[own])
 
-    def _columns(self, model: AcceptanceModel, seats: IntArray, price: float) -> IntArray:
-        """The best choice of each sequence at a price per row, an index of `WIDTHS`."""
-        gains = self._gains(model, seats)
-        values = gains - (price * self._own_price[seats])[:, None] * self._costs.rows
-        values[self._widths >= 2 * self._cap[seats][:, None]] = -np.inf
-        lines = np.arange(seats.size)
-        values[lines, self._column[seats]] += _STICKINESS
-        columns: IntArray = values.argmax(1)
-        self._probe(model, seats, columns, price)
-        return columns
+    def _fill(
+        self,
+        columns: IntArray,
+        model: AcceptanceModel,
+        starting: IntArray,
+        own: NDArray[np.bool_],
+        prices: tuple[float, float],
+    ) -> None:
+        """Write the best choice of the own ones of the sequences, an index of `WIDTHS`.
+
+        prices: tokens per row, for choices and for probes
+        """
+        seats = starting[own]
+        values = self._gains(model, seats)
+        values -= (prices[0] * self._own_price[seats])[:, None] * self._costs.rows
+        values[np.arange(seats.size), self._column[seats]] += _STICKINESS
+        chosen = values.argmax(1)
+        self._probe(model, seats, chosen, prices[1])
+        columns[own] = chosen
 
     def _gains(self, model: AcceptanceModel, seats: IntArray) -> FloatArray:
         """Expected tokens per step [n, W]."""
         gains = model.expected_tokens(seats)
+        gains += self._costs.num_certain
         gains *= 1 / _STEPS_OF_A_ROUND
+        # A width above the cap stands for the cap, twice the cap for nothing.
+        gains[self._widths >= 2 * self._cap[seats][:, None]] = 0.0
         gains[:, 0] = 1.0
         return gains
 
@@ -212,14 +238,32 @@ class Balance:
         if not due.any():
             return
         rows = self._costs.rows
-        best = model.best_expected(_PROBE_COLUMN) / _STEPS_OF_A_ROUND
+        best = model.best_expected(_PROBE_COLUMN) + self._costs.num_certain
+        best /= _STEPS_OF_A_ROUND
         due &= self._cap[seats] >= WIDTHS[_PROBE_COLUMN]
+        # Only where drafts seem useless; where they are but too expensive, all is known.
+        due[due] = (self._gains(model, seats[due]) <= 1.0 + _STICKINESS).all(1)
         if best - 1 <= price * (rows[_PROBE_COLUMN] - rows[0]):
             return
         columns[due] = _PROBE_COLUMN
         chosen = seats[due]
-        self._patience[chosen] = np.minimum(2 * self._patience[chosen], _LONGEST_QUIET_TOKENS)
+        self._is_probe[chosen] = True
         self.counts.num_probes += int(chosen.size)
+
+    def _end_probes(self, seats: IntArray, confirmed: IntArray) -> None:
+        """Be more patient after a probe that found nothing, in this sequence and in new ones."""
+        found = confirmed >= _PROBE_SUCCESS
+        self._patience[seats[found]] = _FIRST_QUIET_TOKENS
+        probes = self._is_probe[seats]
+        if not probes.any():
+            return
+        failed = seats[probes & ~found]
+        self._patience[failed] = np.minimum(2 * self._patience[failed], _LONGEST_QUIET_TOKENS)
+        self._is_probe[seats[probes]] = False
+        num_found = int((found & probes & ~self._is_seeded[seats]).sum())
+        num_failed = int((~found & probes & ~self._is_seeded[seats]).sum())
+        patience = self._first_patience * 1.1**num_failed / 2.0**num_found
+        self._first_patience = min(max(patience, _FIRST_QUIET_TOKENS), _LONGEST_QUIET_TOKENS)
 
     def _current_price(self, starting: IntArray, load: Load) -> float:
         """The price per row at which the batch gains most for the time it takes."""
@@ -237,34 +281,40 @@ class Balance:
         gained = _spread(level_gains[_LEVEL_NUMBERS, columns] @ counts)  # [P, 2]
         rows = _spread(self._costs.rows[columns] @ counts)
         scored = _spread(self._costs.scored_rows[columns] @ counts)
-        now, steady = self._seconds(rows, scored, load)
-        self._note_load(load)
-        rate = (gained[:, 0] / (steady + self._other_s)).max()
-        # Two steps: those that start draft now and verify next, when the others start.
-        value = gained.sum(1) - rate * (now + steady)
-        return float(_PRICES[value.argmax()])
-
-    def _seconds(
-        self, rows: FloatArray, scored: FloatArray, load: Load
-    ) -> tuple[FloatArray, FloatArray]:
-        """Time of this step, and of one in which nothing but our sequences runs: [P] each."""
-        now_rows = rows[:, 1] + (load.other_rows + load.pending_rows)
-        now_scored = scored[:, 1] + load.pending_rows
+        entries = float(load.cache_entries)
+        here = float(ours.size + load.pending_rows)
         seconds = self.step_time.predict(
-            np.concatenate((now_rows, rows[:, 0])),
-            np.concatenate((now_scored, scored[:, 0])),
-            float(load.cache_entries),
+            np.concatenate((rows[:, 0], (here, here + load.other_rows))),
+            np.concatenate((scored[:, 0], (here, here))),
+            entries,
         )
-        return seconds[: _PRICES.size], seconds[_PRICES.size :]
+        # The mean time per step that goes to what is not ours.
+        self._other_s += _LOAD_RATE * (float(seconds[-1] - seconds[-2]) - self._other_s)
+        rates = gained[:, 0] / (seconds[:-2] + self._other_s)
+        steady = int(rates.argmax())
+        # Those that start draft in this step and verify in the next, when the others start, which
+        # pay the steady price.
+        others = rows[steady, 0] - rows[steady, 1]
+        pending = float(load.pending_rows)
+        seconds = self.step_time.predict(
+            np.concatenate((rows[:, 1] + (load.other_rows + pending), rows[:, 1] + others)),
+            np.concatenate((scored[:, 1] + pending, scored[:, 1] + others)),
+            entries,
+        )
+        time = seconds[: _PRICES.size] + seconds[_PRICES.size :]
+        return self._chosen_price(2 * gained[:, 1], time, float(rates[steady]), rows[:, 0])
 
-    def _note_load(self, load: Load) -> None:
-        """Keep the mean time per step that goes to what is not ours."""
-        extra = 0.0
-        if load.other_rows:
-            extra = load.other_rows * self.step_time.row_price(
-                float(load.other_rows + load.pending_rows)
-            )
-        self._other_s += _LOAD_RATE * (extra - self._other_s)
+    def _chosen_price(
+        self, gained: FloatArray, seconds: FloatArray, rate: float, rows: FloatArray
+    ) -> float:
+        """The price at which what is gained outweighs most what its time is worth: all are [P]."""
+        value = gained - rate * seconds
+        best = int(value.argmax())
+        self._row_worth = rate * self.step_time.row_price(float(rows[best]))
+        # Prices that lead to the same choices are equally good; what a row is worth by itself is
+        # the one among them that also suits a sequence unlike the others.
+        good = _PRICES[value >= value[best] - _INDIFFERENCE * gained[best]]
+        return float(min(max(self._row_worth, good[-1]), good[0]))
 
     def _within_budget(self, columns: IntArray, budget_rows: int) -> IntArray:
         """Narrow the widest rounds until their rows fit; the least urgent ones first."""

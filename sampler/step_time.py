@@ -35,7 +35,12 @@ _NUM_REWEIGHTS = 3
 _FIT_EVERY_STEPS = 128
 # Until anything was measured: a millisecond, and a hundredth of it per row.
 _FIRST_GUESS = (1e-3, 1e-5, 0.0, 0.0)
-_RIDGE = 1e-9
+# Decides what the kept steps leave open: time that may be due to several things is fixed time, or
+# the rows', before it is due to anything else.
+_RIDGE = np.full(_NUM_FEATURES, 1e-5)
+_RIDGE[:2] = 1e-9
+# Bends of less than this share of a row's cost are noise to people.
+_SHOWN_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +130,10 @@ class StepTimeModel:
         return _features(rows, scored_rows, cache_entries) @ self.coefficients
 
     def row_price(self, rows: float) -> float:
-        """Seconds that one more row costs in a step of so many rows."""
+        """Seconds that one more row costs, scored, in a step of so many rows."""
         coefficients = self.coefficients
         bent = np.array(BEND_ROWS) <= rows
-        return float(coefficients[1] + coefficients[_NUM_PLAIN:][bent].sum())
+        return float(coefficients[1:3].sum() + coefficients[_NUM_PLAIN:][bent].sum())
 
     def report(self) -> StepTimeReport:
         """The model in plain values."""
@@ -136,6 +141,7 @@ class StepTimeModel:
         extra = self.coefficients[_NUM_PLAIN:]
         features, seconds, _ = self._kept()
         errors = np.abs(features @ self.coefficients / seconds - 1) if seconds.size else np.zeros(1)
+        shown = _SHOWN_SHARE * (b + float(extra.sum()))
         knots = np.array((1, *BEND_ROWS), dtype=np.float64)
         return StepTimeReport(
             fixed_s=a,
@@ -143,7 +149,9 @@ class StepTimeModel:
             scored_row_s=c,
             cache_entry_s=d,
             bends=tuple(
-                (rows, float(cost)) for rows, cost in zip(BEND_ROWS, extra, strict=True) if cost > 0
+                (rows, float(cost))
+                for rows, cost in zip(BEND_ROWS, extra, strict=True)
+                if cost > shown
             ),
             num_steps=self.num_steps,
             median_error=float(np.median(errors)),

@@ -1,5 +1,7 @@
 """Small stand-ins that behave like the real thing: rules, a network of hashes, engines over it."""
 
+import time
+
 import numpy as np
 import torch
 
@@ -123,7 +125,14 @@ class HashRunner:
 
 
 def hash_engine(
-    rule=CAUSAL_RULE, *, num_pages=64, context=128, eos=(EOS,), grammars=None, **options
+    rule=CAUSAL_RULE,
+    *,
+    num_pages=64,
+    context=128,
+    eos=(EOS,),
+    grammars=None,
+    clock=time.monotonic,
+    **options,
 ):
     """An engine over a `HashRunner`; options are fields of `EngineConfig`."""
     settings = {"page_size": 4, "max_sequences": 8, "max_rows": 64, **options}
@@ -143,6 +152,7 @@ def hash_engine(
         ),
         device=torch.device("cpu"),
         grammars=grammars,
+        clock=clock,
     )
 
 

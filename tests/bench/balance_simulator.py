@@ -104,7 +104,7 @@ class FixedWidth:
     def seat(self, seat):
         """Nothing to remember."""
 
-    def choose(self, starting, load):
+    def choose(self, starting, _load):
         return np.full(starting.size, self.width)
 
     def observe(self, shape, seconds):
