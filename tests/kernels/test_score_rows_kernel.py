@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels import finish_scores, join_partials, quantize_int8, score_rows
+from kernels import finish_scores, join_partials, quantize_int8, score_rows, score_rows_kernel
 from kernels.score_partials import merge_partials
 from kernels.score_rows import score_partials_reference, score_rows_reference
 from kernels.score_rows_kernel import launch_score_partials
@@ -53,6 +53,15 @@ def full_spec(rows, vocab, device, **changes):
 def test_sizes_straddle_the_edges_of_tiles(rows, vocab, device):
     hidden, head = draw(rows, vocab, device)
     spec = full_spec(rows, vocab, device)
+    assert_same(launch(hidden, head, None, spec), score_rows_reference(hidden, head, None, spec))
+
+
+@pytest.mark.parametrize("latent", [0, 24])
+def test_programs_that_take_many_tiles_fold_them(latent, monkeypatch, device):
+    monkeypatch.setattr(score_rows_kernel, "_PROGRAMS", 2)
+    hidden, head = draw(20, 700, device)
+    embedding = torch.randn(700, latent, device=device) if latent else None
+    spec = full_spec(20, 700, device, embedding=embedding)
     assert_same(launch(hidden, head, None, spec), score_rows_reference(hidden, head, None, spec))
 
 
