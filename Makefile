@@ -49,6 +49,7 @@ gpu-check: $(READY)
 	$(BIN)/python -m pytest -q -m "kernel or gpu" tests
 	$(BIN)/python -m tests.bench.bench_paged_attention
 	$(BIN)/python -m tests.bench.bench_score_rows
+	$(BIN)/python -m tests.bench.bench_other_kernels
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -8,7 +8,7 @@ import pytest
 from sampler.acceptance import RULES
 from server.schema.common import DecodingBody
 from server.settings import Settings
-from tests.bench.report import PAGE, rendered
+from tests.bench.report import PAGE, RESULTS, rendered
 from weights import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -66,3 +66,9 @@ def test_every_decoding_field_rule_and_family_is_on_the_page_about_decoding():
 
 def test_figures_are_those_of_the_committed_results():
     assert PAGE.read_text() == rendered(PAGE.read_text())
+
+
+def test_every_committed_result_is_on_the_page():
+    page = PAGE.read_text()
+    results = [path.stem for path in RESULTS.glob("*.json")]
+    assert [name for name in results if f"<!-- results: {name} -->" not in page] == []

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+from tests.bench.report import RESULTS, update_page
 
 
 def percentiles(values: Sequence[float], *points: int) -> dict[str, float]:
@@ -44,10 +44,11 @@ def print_table(rows: Sequence[dict[str, object]]) -> None:
 
 
 def write_json(name: str, content: dict[str, object]) -> Path:
-    """Write `results/<name>.json` with the machine beside the content."""
+    """Write `results/<name>.json` with the machine beside the content, and the page of figures."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n")
+    update_page()
     return path
 
 

@@ -1,6 +1,6 @@
 """The committed results as the tables of docs/benchmarks.md, so that no figure is copied by hand.
 
-Run: python -m tests.bench.report
+`write_json` of the harness calls it; alone: python -m tests.bench.report
 
 A stretch of the page between `<!-- results: NAME -->` and `<!-- end -->` is written anew from
 `results/NAME.json`: where it ran, its plain values, and each of its lists of rows as a table. Rows
@@ -11,8 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from tests.bench.harness import RESULTS
-
+RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 _STRETCH = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -86,10 +85,10 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def main() -> None:
+def update_page() -> None:
+    """Bring the page up to date with the results."""
     PAGE.write_text(rendered(PAGE.read_text()))
-    print(PAGE)
 
 
 if __name__ == "__main__":
-    main()
+    update_page()
