@@ -41,7 +41,9 @@ _PRIOR_MIX = 1.0
 _SURPRISE = 0.2
 _FORGETTING = 0.98
 _LEARN_ROUNDS = 16
+_LEARN_EVERY = 8
 _REFRESH_EVERY = 4
+_SINGLES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class AcceptanceModel:
         self._predicted = np.zeros(LARGEST_DISTANCE + 1)
         # [B, L] sightings; at first uncertainty says nothing of the level.
         self._uncertainties = np.full((_NUM_BUCKETS, self._levels.size), 1.0)
-        self._num_learned = 0
+        self._num_learned = self._num_calls = self._turn = 0
         # Share of the belief that stays after so many tokens.
         tokens = np.arange(LARGEST_DISTANCE + 2)
         self._stays = (1 - 1 / _MEAN_STRETCH_TOKENS) ** tokens[:, None]
@@ -94,10 +96,22 @@ class AcceptanceModel:
         tokens: FloatArray = self._beliefs[seats] @ self._expected
         return tokens
 
-    def levels(self, seats: IntArray) -> IntArray:
-        """The likeliest level of each sequence: [n], an index of `LEVELS`."""
-        likeliest: IntArray = self._beliefs[seats].argmax(1)
-        return likeliest
+    def group_tokens(
+        self, seats: IntArray, caps: IntArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Sequences of the same likeliest level, taken together.
+
+        Returns how many there are [L], the mean of their caps [L], and the mean of the tokens
+        that their rounds of each width gain [L, W].
+        """
+        beliefs = self._beliefs[seats]
+        level = beliefs.argmax(1)
+        member = np.zeros((self._levels.size, seats.size))
+        member[level, np.arange(seats.size)] = 1.0
+        counts = member.sum(1)
+        divisor = np.maximum(counts, 1.0)
+        tokens: FloatArray = (member @ beliefs / divisor[:, None]) @ self._expected
+        return counts, member @ caps / divisor, tokens
 
     def best_expected(self, column: int) -> float:
         """Tokens that a round of the width in this column gains from the easiest text."""
@@ -120,15 +134,24 @@ class AcceptanceModel:
         beliefs *= self._uncertainty_likelihood[buckets]
         beliefs /= beliefs.sum(1, keepdims=True)
         if self._learns:
-            self._learn(before, beliefs, missed, confirmed, buckets)
+            self._num_calls += 1
+            # Rounds of one step are many and alike; a few of them keep the cost bounded.
+            if seats.size <= _LEARN_ROUNDS or self._num_calls % _LEARN_EVERY == 0:
+                self._learn(before, beliefs, missed, confirmed, buckets)
         self._store(seats, beliefs, confirmed + 1)
 
     def observe_singles(self, seats: IntArray, uncertainty: FloatArray) -> None:
         """Take in the uncertainty of tokens that came one by one: [n]."""
+        # Neighbouring tokens say much the same: in a large batch, a part of them is looked at.
+        stride = 1 + seats.size // _SINGLES_AT_ONCE
+        if stride > 1:
+            self._turn += 1
+            seats = seats[self._turn % stride :: stride]
+            uncertainty = uncertainty[self._turn % stride :: stride]
         buckets = _UNCERTAINTY_EDGES.searchsorted(uncertainty)
         beliefs = self._beliefs[seats] * self._uncertainty_likelihood[buckets]
         beliefs /= beliefs.sum(1, keepdims=True)
-        self._store(seats, beliefs, np.ones(1, dtype=np.int64))
+        self._store(seats, beliefs, np.array([stride]))
 
     def report(self) -> AcceptanceReport:
         """The learned tables in plain values."""
@@ -156,7 +179,6 @@ class AcceptanceModel:
     ) -> None:
         """Move the tables towards a sample of the rounds."""
         if before.shape[0] > _LEARN_ROUNDS:
-            # Rounds of one step are many and alike; a few of them keep the cost bounded.
             start = self._num_learned % (before.shape[0] // _LEARN_ROUNDS)
             sample = slice(start, None, before.shape[0] // _LEARN_ROUNDS)
             before, after = before[sample], after[sample]

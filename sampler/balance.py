@@ -34,11 +34,14 @@ _PRICE_STEP = 512 ** (1 / (_NUM_PRICES - 1))
 _PRICES = _PRICE_STEP ** -np.arange(_NUM_PRICES, dtype=np.float64)
 # Each sequence pays a little more or less than the price, always by the same factor, so that equal
 # sequences do not all change their widths at once: the steps that they fill would overshoot the
-# knee of the machine or fall short of it. Measured in steps of the price.
-_SPREAD_STEPS = 1
+# knee of the machine or fall short of it. In steps of the price, to either side.
+_SPREAD_STEPS = 1.5
 _GOLDEN = (5**0.5 - 1) / 2
 # What a request with a seed pays, at any load: that of a lightly loaded machine.
 _PRICE_OF_SEEDED = 1 / 32
+# What a batch gains at each price changes slowly when it is large: it is looked up again after as
+# many choices as the batch has times so many sequences.
+_LOOKUP_SEQUENCES = 32
 _LOAD_RATE = 0.1
 # Differences of this share of the gain are not worth a difference in price.
 _INDIFFERENCE = 1e-5
@@ -109,7 +112,7 @@ class Load:
 class BalanceCounts:
     """Counted up from the start; `chosen` by width, in the order of `WIDTHS`."""
 
-    chosen: list[int]
+    chosen: IntArray
     num_switches: int = 0
     num_handed_to_ar: int = 0
     num_probes: int = 0
@@ -125,7 +128,7 @@ class Balance:
         widths = tuple(max(width - costs.num_certain, 0) for width in WIDTHS)
         self.acceptance = AcceptanceModel(num_seats=num_seats, widths=widths, learns=True)
         self.price = float(_PRICES[-1])
-        self.counts = BalanceCounts(chosen=[0] * len(WIDTHS))
+        self.counts = BalanceCounts(chosen=np.zeros(len(WIDTHS), dtype=np.int64))
         self._costs = costs
         # A request with a seed sees tables and a price that nobody else can change.
         self._fixed = AcceptanceModel(num_seats=num_seats, widths=widths, learns=False)
@@ -136,11 +139,14 @@ class Balance:
         self._patience = np.zeros(num_seats, dtype=np.int64)
         self._is_probe = np.zeros(num_seats, dtype=np.bool_)
         self._first_patience = float(_FIRST_QUIET_TOKENS)
+        self._num_calls = 0
+        self._by_price = (np.zeros(_NUM_PRICES), np.zeros(_NUM_PRICES), np.zeros(_NUM_PRICES))
         self._other_s = 0.0
         self._row_worth = 0.0
         self._widths = np.array(WIDTHS)
         self._num_seated = 0
         self._own_price = np.ones(num_seats)
+        self._allowed = np.ones((num_seats, len(WIDTHS)))
         # Of every candidate price: rows of a sequence, by choice.
         self._paid = _PRICES[:, None, None] * costs.rows
 
@@ -148,8 +154,10 @@ class Balance:
         """Begin a sequence whose rounds may be up to `cap` rows wide."""
         self._is_seeded[seat] = is_seeded
         self._cap[seat] = cap
+        # A width above the cap stands for the cap, twice the cap for nothing.
+        self._allowed[seat] = self._widths < 2 * cap
         shift = (self._num_seated * _GOLDEN + 0.5) % 1 - 0.5
-        self._own_price[seat] = _PRICE_STEP ** (shift * (2 * _SPREAD_STEPS + 1))
+        self._own_price[seat] = _PRICE_STEP ** (shift * 2 * _SPREAD_STEPS)
         if is_seeded:
             self._own_price[seat] = 1.0
         else:
@@ -163,13 +171,18 @@ class Balance:
     def choose(self, starting: IntArray, load: Load) -> IntArray:
         """Widths [n] for the sequences that start a round, most urgent first; 0 is AR."""
         seeded = self._is_seeded[starting]
-        columns = np.zeros(starting.size, dtype=np.int64)
-        if not seeded.all():
-            self.price = self._current_price(starting, load)
-            self._fill(columns, self.acceptance, starting, ~seeded, (self.price, self._row_worth))
-        if seeded.any():
-            prices = (_PRICE_OF_SEEDED, _PRICE_OF_SEEDED)
-            self._fill(columns, self._fixed, starting, seeded, prices)
+        num_seeded = int(np.count_nonzero(seeded))
+        if num_seeded < starting.size:
+            self.price = self._current_price(starting.size - num_seeded, load)
+        if num_seeded == 0:
+            columns = self._columns(self.acceptance, starting, self.price, self._row_worth)
+        else:
+            columns = np.empty(starting.size, dtype=np.int64)
+            fixed, own = _PRICE_OF_SEEDED, ~seeded
+            columns[seeded] = self._columns(self._fixed, starting[seeded], fixed, fixed)
+            columns[own] = self._columns(
+                self.acceptance, starting[own], self.price, self._row_worth
+            )
         columns = self._within_budget(columns, load.budget_rows)
         self._note(starting, columns)
         widths: IntArray = np.minimum(self._widths[columns], self._cap[starting])
@@ -200,33 +213,26 @@ class Balance:
             if own.any():
                 model.observe_singles(seats[own], uncertainty[own])
 
-    def _fill(
-        self,
-        columns: IntArray,
-        model: AcceptanceModel,
-        starting: IntArray,
-        own: NDArray[np.bool_],
-        prices: tuple[float, float],
-    ) -> None:
-        """Write the best choice of the own ones of the sequences, an index of `WIDTHS`.
+    def _columns(
+        self, model: AcceptanceModel, seats: IntArray, price: float, row_worth: float
+    ) -> IntArray:
+        """The best choice of each sequence, an index of `WIDTHS`.
 
-        prices: tokens per row, for choices and for probes
+        price, row_worth: tokens per row, for choices and for probes
         """
-        seats = starting[own]
         values = self._gains(model, seats)
-        values -= (prices[0] * self._own_price[seats])[:, None] * self._costs.rows
+        values -= (price * self._own_price[seats])[:, None] * self._costs.rows
         values[np.arange(seats.size), self._column[seats]] += _STICKINESS
-        chosen = values.argmax(1)
-        self._probe(model, seats, chosen, prices[1])
-        columns[own] = chosen
+        columns: IntArray = values.argmax(1)
+        self._probe(model, seats, columns, row_worth)
+        return columns
 
     def _gains(self, model: AcceptanceModel, seats: IntArray) -> FloatArray:
         """Expected tokens per step [n, W]."""
         gains = model.expected_tokens(seats)
         gains += self._costs.num_certain
         gains *= 1 / _STEPS_OF_A_ROUND
-        # A width above the cap stands for the cap, twice the cap for nothing.
-        gains[self._widths >= 2 * self._cap[seats][:, None]] = 0.0
+        gains *= self._allowed[seats]
         gains[:, 0] = 1.0
         return gains
 
@@ -265,44 +271,55 @@ class Balance:
         patience = self._first_patience * 1.1**num_failed / 2.0**num_found
         self._first_patience = min(max(patience, _FIRST_QUIET_TOKENS), _LONGEST_QUIET_TOKENS)
 
-    def _current_price(self, starting: IntArray, load: Load) -> float:
+    def _current_price(self, num_starting: int, load: Load) -> float:
         """The price per row at which the batch gains most for the time it takes."""
         ours = load.running[~self._is_seeded[load.running]]
-        # Sequences of the same level are counted together, with the mean of their gains.
-        level = self.acceptance.levels(ours)
-        gains = self._gains(self.acceptance, ours)
-        member = level == _LEVEL_NUMBERS[:, None]  # [L, n]
-        starts = np.zeros(self._cap.size, dtype=np.bool_)
-        starts[starting] = True
-        groups = np.stack((np.ones(ours.size), starts[ours]), axis=1)
-        counts = member @ groups  # [L, 2]: all, those that start now
-        level_gains = (member @ gains) / np.maximum(counts[:, :1], 1)  # [L, W]
-        columns = (level_gains - self._paid).argmax(2)  # [P, L]
-        gained = _spread(level_gains[_LEVEL_NUMBERS, columns] @ counts)  # [P, 2]
-        rows = _spread(self._costs.rows[columns] @ counts)
-        scored = _spread(self._costs.scored_rows[columns] @ counts)
-        entries = float(load.cache_entries)
-        here = float(ours.size + load.pending_rows)
+        if self._num_calls % (1 + ours.size // _LOOKUP_SEQUENCES) == 0:
+            self._by_price = self._look_up(ours)
+        self._num_calls += 1
+        gained, rows, scored = self._by_price
+        entries, pending = float(load.cache_entries), float(load.pending_rows)
+        here = float(ours.size) + pending
         seconds = self.step_time.predict(
-            np.concatenate((rows[:, 0], (here, here + load.other_rows))),
-            np.concatenate((scored[:, 0], (here, here))),
+            np.concatenate((rows, (here, here + load.other_rows))),
+            np.concatenate((scored, (here, here))),
             entries,
         )
         # The mean time per step that goes to what is not ours.
         self._other_s += _LOAD_RATE * (float(seconds[-1] - seconds[-2]) - self._other_s)
-        rates = gained[:, 0] / (seconds[:-2] + self._other_s)
+        rates = gained / (seconds[:-2] + self._other_s)
         steady = int(rates.argmax())
         # Those that start draft in this step and verify in the next, when the others start, which
-        # pay the steady price.
-        others = rows[steady, 0] - rows[steady, 1]
-        pending = float(load.pending_rows)
-        seconds = self.step_time.predict(
-            np.concatenate((rows[:, 1] + (load.other_rows + pending), rows[:, 1] + others)),
-            np.concatenate((scored[:, 1] + pending, scored[:, 1] + others)),
-            entries,
+        # pay the steady price. Which ones start is taken to be chance.
+        share = num_starting / max(ours.size, 1)
+        own_rows, own_scored, others = share * rows, share * scored, 1 - share
+        time = self.step_time.predict(
+            own_rows + (load.other_rows + pending), own_scored + pending, entries
         )
-        time = seconds[: _PRICES.size] + seconds[_PRICES.size :]
-        return self._chosen_price(2 * gained[:, 1], time, float(rates[steady]), rows[:, 0])
+        time += self.step_time.predict(
+            own_rows + others * rows[steady], own_scored + others * scored[steady], entries
+        )
+        return self._chosen_price(2 * share * gained, time, float(rates[steady]), rows)
+
+    def _look_up(self, ours: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Tokens gained per step, rows and scored rows of all of ours, at every price: [P] each."""
+        counts, caps, tokens = self.acceptance.group_tokens(ours, self._cap[ours])
+        tokens += self._costs.num_certain
+        tokens *= 1 / _STEPS_OF_A_ROUND
+        tokens[:, 0] = 1.0
+        tokens[self._widths >= 2 * caps[:, None]] = 0.0
+        columns = (tokens - self._paid).argmax(2)  # [P, L]
+        chosen = np.stack(
+            (
+                tokens[_LEVEL_NUMBERS, columns],
+                self._costs.rows[columns],
+                self._costs.scored_rows[columns],
+            )
+        )
+        sums = chosen @ counts  # [3, P]
+        # Our sequences pay prices around each price.
+        sums[:, 1:-1] = (sums[:, :-2] + sums[:, 1:-1] + sums[:, 2:]) / 3
+        return sums[0], sums[1], sums[2]
 
     def _chosen_price(
         self, gained: FloatArray, seconds: FloatArray, rate: float, rows: FloatArray
@@ -334,16 +351,4 @@ class Balance:
         counts = self.counts
         counts.num_switches += int((before != columns).sum())
         counts.num_handed_to_ar += int((is_single & (before > 0)).sum())
-        for column, count in enumerate(np.bincount(columns, minlength=len(WIDTHS)).tolist()):
-            counts.chosen[column] += count
-
-
-def _spread(values: FloatArray) -> FloatArray:
-    """The mean [P, k] over the prices that the seats pay around each price."""
-    padded = np.concatenate(
-        (np.repeat(values[:1], _SPREAD_STEPS, 0), values, np.repeat(values[-1:], _SPREAD_STEPS, 0))
-    )
-    window = 2 * _SPREAD_STEPS + 1
-    sums = np.concatenate((np.zeros((1, values.shape[1])), np.cumsum(padded, axis=0)))
-    mean: FloatArray = (sums[window:] - sums[:-window]) / window
-    return mean
+        counts.chosen += np.bincount(columns, minlength=len(WIDTHS))

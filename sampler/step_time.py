@@ -11,6 +11,7 @@ From: the non-negative least squares of Lawson and Hanson 1974, Solving Least Sq
 chapter 23, on the normal equations; Huber 1964, Robust Estimation of a Location Parameter.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,9 @@ FloatArray = NDArray[np.float64]
 
 # Where the time per row may bend.
 BEND_ROWS = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512, 768, 1024, 2048)
+_BENDS: NDArray[np.float64] = np.array(BEND_ROWS, dtype=np.float64)
+# No step has more rows than the last.
+_KNOTS = np.array((0.0, *BEND_ROWS, 1 << 24))
 _NUM_PLAIN = 4
 _NUM_FEATURES = _NUM_PLAIN + len(BEND_ROWS)
 # Steps are kept by magnitude of their rows, so that a steady load does not push out what is
@@ -85,6 +89,8 @@ class StepTimeModel:
         self.num_steps = 0
         self.coefficients: FloatArray = np.zeros(_NUM_FEATURES)
         self.coefficients[:_NUM_PLAIN] = _FIRST_GUESS
+        self._row_seconds = _KNOTS * 0.0
+        self._tabulate()
         self._features = np.zeros((_NUM_BUCKETS, _BUCKET_SIZE, _NUM_FEATURES))
         self._seconds = np.zeros((_NUM_BUCKETS, _BUCKET_SIZE))
         self._numbers = np.zeros((_NUM_BUCKETS, _BUCKET_SIZE), dtype=np.int64)
@@ -122,18 +128,21 @@ class StepTimeModel:
             huber = _HUBER_LIMIT / np.maximum(error, _HUBER_LIMIT)
             coefficients = _nonnegative_least_squares(lines, target, weights * huber)
         self.coefficients = coefficients / scale
+        self._tabulate()
 
     def predict(
         self, rows: FloatArray, scored_rows: FloatArray, cache_entries: float
     ) -> FloatArray:
         """Seconds of steps with so many rows [n] and scored rows [n], over the same cache."""
-        return _features(rows, scored_rows, cache_entries) @ self.coefficients
+        fixed, _, scored_row, entry = self.coefficients[:_NUM_PLAIN].tolist()
+        seconds: FloatArray = np.interp(rows, _KNOTS, self._row_seconds)
+        seconds += scored_row * scored_rows
+        seconds += fixed + entry * cache_entries
+        return seconds
 
     def row_price(self, rows: float) -> float:
         """Seconds that one more row costs, scored, in a step of so many rows."""
-        coefficients = self.coefficients
-        bent = np.array(BEND_ROWS) <= rows
-        return float(coefficients[1:3].sum() + coefficients[_NUM_PLAIN:][bent].sum())
+        return self._row_prices[bisect_right(BEND_ROWS, rows)]
 
     def report(self) -> StepTimeReport:
         """The model in plain values."""
@@ -161,6 +170,13 @@ class StepTimeModel:
             ),
         )
 
+    def _tabulate(self) -> None:
+        """Time of the rows alone where it bends, and what a row costs between two bends."""
+        beyond = np.maximum(_KNOTS[:, None] - _BENDS, 0.0)
+        self._row_seconds = self.coefficients[1] * _KNOTS + beyond @ self.coefficients[_NUM_PLAIN:]
+        bends = np.concatenate(((0.0,), self.coefficients[_NUM_PLAIN:])).cumsum()
+        self._row_prices: list[float] = (self.coefficients[1:3].sum() + bends).tolist()
+
     def _kept(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Features [n, F], seconds [n] and weights [n] of the kept steps."""
         places = np.arange(_BUCKET_SIZE)[None, :]
@@ -179,9 +195,6 @@ def _features(rows: FloatArray, scored_rows: FloatArray, cache_entries: float) -
     features[:, 3] = cache_entries
     np.maximum(rows[:, None] - _BENDS, 0.0, out=features[:, _NUM_PLAIN:])
     return features
-
-
-_BENDS: FloatArray = np.array(BEND_ROWS, dtype=np.float64)
 
 
 def _nonnegative_least_squares(

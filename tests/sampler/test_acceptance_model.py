@@ -49,10 +49,10 @@ def test_expectations_are_calibrated(hazard):
 
 
 def test_hazards_that_fall_with_distance_are_learned():
-    seats = np.arange(32)
-    model = model_of(32)
+    seats = np.arange(16)
+    model = model_of(16)
     hazard = 0.95 * 0.9 ** np.arange(15)
-    rounds(model, seats, hazard, num_rounds=300)
+    rounds(model, seats, hazard, num_rounds=600)
     survival = np.cumprod(hazard)
     tokens = model.expected_tokens(seats).mean(0)
     assert tokens[2] == pytest.approx(1 + survival[:3].sum(), rel=0.1)
