@@ -43,9 +43,11 @@ def golden_cases(family: str) -> dict[str, GoldenCase]:
     }
 
 
-def golden_model(family: str, overrides: RuleOverrides | None = None) -> LoadedModel:
+def golden_model(
+    family: str, overrides: RuleOverrides | None = None, *, device: str = "cpu"
+) -> LoadedModel:
     return load_model(
-        GOLDEN / family, dtype=torch.float32, device=torch.device("cpu"), overrides=overrides
+        GOLDEN / family, dtype=torch.float32, device=torch.device(device), overrides=overrides
     )
 
 
@@ -54,6 +56,7 @@ def golden_engine(model: LoadedModel, *, eos=(), page_size=4, context=None, **op
     settings = {"max_sequences": 8, "max_rows": 256, **options}
     config = EngineConfig(model="golden", page_size=page_size, **settings)
     context = context or model.context_length
+    device = model.network.token_table.device
     num_pages = config.max_sequences * (context // page_size + 1)
     cache = allocate_kv_cache(
         num_layers=model.network.num_layers,
@@ -62,7 +65,7 @@ def golden_engine(model: LoadedModel, *, eos=(), page_size=4, context=None, **op
         num_kv_heads=model.network.num_kv_heads,
         head_dim=model.network.head_dim,
         dtype=torch.float32,
-        device=torch.device("cpu"),
+        device=device,
     )
     rule = model.family.rule
     return Engine(
@@ -76,5 +79,5 @@ def golden_engine(model: LoadedModel, *, eos=(), page_size=4, context=None, **op
         ),
         config=config,
         limits=EngineLimits(context_length=context, num_pages=num_pages),
-        device=torch.device("cpu"),
+        device=device,
     )
