@@ -174,6 +174,7 @@ class Engine:
             self.metrics.step_time_s.observe(ended_s - started_s)
             shape = StepShape(plan.num_rows, scores.token.size, int(plan.draft_stop.sum()))
             self.step_time.observe(shape, ended_s - started_s)
+            self.metrics.step_row_s = self.step_time.row_price(shape.rows)
         self._gauge()
         return StepOutput(tokens=tokens, deltas=deltas, metrics=self.metrics)
 
@@ -268,6 +269,8 @@ class Engine:
         metrics.num_preemptions = scheduler.num_preemptions
         metrics.prefix_queries = scheduler.prefix_queries
         metrics.prefix_hits = scheduler.prefix_hits
+        metrics.step_fixed_s = self.step_time.fixed_s
+        metrics.step_entry_s = self.step_time.entry_s
         balance = scheduler.balance
         if balance is not None:
             metrics.row_price_tokens = balance.price

@@ -50,7 +50,9 @@ class EngineMetrics:
     """Written by the engine loop only.
 
     Gauges: num_running, num_waiting, pages_used (held by sequences), pages_total, page_size,
-    row_price_tokens (what a row must gain to be worth its time, by the balance).
+    row_price_tokens (what a row must gain to be worth its time, by the balance); step_fixed_s,
+    step_row_s, step_entry_s (`StepTimeModel`: time of any step, of one more scored row in the
+    last one, of a cache entry).
     Everything else counts up from the start of the process; times are seconds.
     prefix_queries, prefix_hits: prompt tokens looked up in the prefix cache, and found there.
     rows_settled, rows_verified, rows_drafted: rows run, by kind.
@@ -94,6 +96,9 @@ class EngineMetrics:
     canvases_closed: int = 0
     canvases_handed_to_ar: int = 0
     row_price_tokens: float = 0.0
+    step_fixed_s: float = 0.0
+    step_row_s: float = 0.0
+    step_entry_s: float = 0.0
     widths_chosen: list[int] = field(default_factory=list)
     width_switches: int = 0
     width_probes: int = 0

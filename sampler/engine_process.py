@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,7 +49,14 @@ _DTYPES = {
     "float16": torch.float16,
 }
 _READ_BYTES = 1 << 20
-_WARM_UP_ROWS = 32
+_WARM_UP_S = 1.5
+_WARM_UP_TOKENS = 4
+# (requests at a time, prompt tokens of each); the usual ones first.
+_WARM_UP_SHAPES = (
+    (1, 32), (1, 1), (4, 4), (1, 128), (16, 4), (2, 16), (8, 8), (1, 512), (64, 2), (32, 8),
+    (1, 64), (16, 16), (128, 2), (1, 256), (64, 8), (256, 1), (1, 1024), (4, 64), (8, 32),
+    (1, 2048),
+)  # fmt: skip
 # How often an idle engine tells the API process that it is alive.
 _HEARTBEAT_S = 1.0
 
@@ -161,20 +169,30 @@ def load_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     return engine, info
 
 
-def warm_up(engine: Engine) -> None:
-    """Run one short request, so that the first client does not pay for what is done once."""
-    length = min(_WARM_UP_ROWS, engine.context_length - 2)
-    if length < 1:
-        return
-    engine.submit(
-        Request(
-            id="warm-up",
-            prompt=(0,) * length,
-            params=SamplingParams(max_tokens=2, ignore_eos=True, temperature=1.0, seed=0),
-        )
-    )
-    while engine.has_work:
-        engine.step()
+def warm_up(engine: Engine, *, clock: Callable[[], float] = time.monotonic) -> None:
+    """Run short requests in step shapes of all sizes, and fit the step time to them.
+
+    The first client then pays for nothing that is done once, and the balance knows from the
+    start what a row costs here. Stops after a time; what is left is learned while serving.
+    """
+    started_s = clock()
+    longest = min(engine.context_length - _WARM_UP_TOKENS, engine.config.max_rows)
+    number = 0
+    for count, length in _WARM_UP_SHAPES:
+        if length > longest or count > engine.config.max_sequences:
+            continue
+        for _ in range(count):
+            # Prompts that begin differently share no pages, so that all of their rows run.
+            first = number % engine.vocabulary.size
+            params = SamplingParams(max_tokens=_WARM_UP_TOKENS, ignore_eos=True, temperature=1.0)
+            prompt = (first,) + (0,) * (length - 1)
+            engine.submit(Request(id=f"warm-up-{number}", prompt=prompt, params=params))
+            number += 1
+        while engine.has_work:
+            engine.step()
+        if clock() - started_s > _WARM_UP_S:
+            break
+    engine.step_time.fit()
     engine.reset()
 
 

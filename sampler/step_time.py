@@ -112,6 +112,16 @@ class StepTimeModel:
         if self.num_steps % _FIT_EVERY_STEPS == 0:
             self.fit()
 
+    @property
+    def fixed_s(self) -> float:
+        """Seconds of a step before its first row."""
+        return float(self.coefficients[0])
+
+    @property
+    def entry_s(self) -> float:
+        """Seconds for each cache entry that is seen."""
+        return float(self.coefficients[3])
+
     def fit(self) -> None:
         """Find the coefficients that explain the kept steps best."""
         features, seconds, weights = self._kept()

@@ -1,7 +1,11 @@
+import itertools
+
 import numpy as np
 import pytest
 
+from sampler.engine_process import warm_up
 from sampler.step_time import StepShape, StepTimeModel
+from tests.tiny import hash_engine
 
 
 def line(rows, scored_rows, entries):
@@ -95,3 +99,17 @@ def test_a_step_of_no_time_is_ignored():
     model = StepTimeModel()
     model.observe(StepShape(1, 1, 1), 0.0)
     assert model.num_steps == 0
+
+
+def test_warming_up_runs_steps_of_all_sizes_and_fits():
+    engine = hash_engine(num_pages=400, context=600, max_rows=600, max_sequences=64)
+    warm_up(engine, clock=lambda: 0.0)
+    assert engine.step_time.num_steps > 40
+    assert engine.metrics.steps == 0
+    assert engine.scheduler.pool.num_free == 400
+
+
+def test_warming_up_stops_in_time():
+    engine = hash_engine(num_pages=400, context=600, max_rows=600, max_sequences=64)
+    warm_up(engine, clock=itertools.count().__next__)
+    assert engine.step_time.num_steps < 15
