@@ -117,6 +117,10 @@ class BalanceCounts:
     num_handed_to_ar: int = 0
     num_probes: int = 0
 
+    def by_width(self) -> dict[int, int]:
+        """Choices by width."""
+        return dict(zip(WIDTHS, self.chosen.tolist(), strict=True))
+
 
 class Balance:
     """Chooses widths, and learns from what rounds and steps turned out to be."""

@@ -274,7 +274,7 @@ class Engine:
         balance = scheduler.balance
         if balance is not None:
             metrics.row_price_tokens = balance.price
-            metrics.widths_chosen = balance.counts.chosen.tolist()
+            metrics.widths_chosen = balance.counts.by_width()
             metrics.width_switches = balance.counts.num_switches
             metrics.width_probes = balance.counts.num_probes
             metrics.canvases_handed_to_ar = balance.counts.num_handed_to_ar

@@ -61,7 +61,7 @@ class EngineMetrics:
     tokens_ar, tokens_diffusion, tokens_verified: answer tokens, by how they became final.
     proposals, proposals_accepted: drafted tokens put forward for verification, and confirmed.
     rows_wasted: drafted rows whose token was not accepted, or not confirmed.
-    widths_chosen: choices of the balance, in the order of its `WIDTHS`; the first is AR.
+    widths_chosen: choices of the balance, by width; 0 is AR.
     width_switches: choices that differ from the sequence's one before; canvases_handed_to_ar: of
     them, those to AR; width_probes: drafts to see whether a text has become easier.
     canvas_steps: drafting steps of canvases that closed; accepted_entropy: nats, of the rows whose
@@ -99,7 +99,7 @@ class EngineMetrics:
     step_fixed_s: float = 0.0
     step_row_s: float = 0.0
     step_entry_s: float = 0.0
-    widths_chosen: list[int] = field(default_factory=list)
+    widths_chosen: dict[int, int] = field(default_factory=dict)
     width_switches: int = 0
     width_probes: int = 0
     host_time_s: float = 0.0

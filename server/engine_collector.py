@@ -95,6 +95,7 @@ class EngineCollector(Collector):
         )
         yield _histogram("estuary_step_seconds", "Time of a step", metrics.step_time_s, labels)
         yield _histogram("estuary_step_rows", "Rows of a step", metrics.step_rows, labels)
+        yield from _balance(metrics, labels)
 
     def _vllm(self, metrics: EngineMetrics) -> Iterator[Metric]:
         labels = {"model_name": self._model_name, "engine": "0"}
@@ -126,6 +127,37 @@ class EngineCollector(Collector):
             yield from _speculative(metrics, labels)
         if "diffusion" in modes:
             yield from _diffusion(metrics, labels)
+
+
+def _balance(metrics: EngineMetrics, labels: Mapping[str, str]) -> Iterator[Metric]:
+    yield _counter(
+        "estuary_balance_choices",
+        "Choices between AR (width 0) and drafts, by width",
+        {str(width): count for width, count in metrics.widths_chosen.items()},
+        labels,
+        by="width",
+    )
+    for name, text, value in (
+        ("estuary_balance_switches", "Changes of a sequence's width", metrics.width_switches),
+        ("estuary_balance_probes", "Drafts made to see", metrics.width_probes),
+    ):
+        yield _counter(name, text, {"": value}, labels)
+    for name, text, gauge in (
+        ("estuary_row_price_tokens", "What a row must gain", metrics.row_price_tokens),
+        ("estuary_step_fixed_seconds", "Modelled time of any step", metrics.step_fixed_s),
+        ("estuary_step_row_seconds", "Modelled time of one more row", metrics.step_row_s),
+        ("estuary_step_entry_seconds", "Modelled time of a cache entry", metrics.step_entry_s),
+    ):
+        yield _gauge(name, text, gauge, labels)
+    yield _histogram(
+        "estuary_canvas_steps", "Drafting steps of a canvas", metrics.canvas_steps, labels
+    )
+    yield _histogram(
+        "estuary_accepted_entropy_nats",
+        "Entropy of accepted tokens",
+        metrics.accepted_entropy,
+        labels,
+    )
 
 
 def _speculative(metrics: EngineMetrics, labels: Mapping[str, str]) -> Iterator[Metric]:

@@ -61,6 +61,23 @@ async def test_without_compatibility_only_our_own_names_are_there(serve):
     assert samples["estuary_requests_finished_total"][0].value == 1
 
 
+async def test_the_choices_of_the_balance_are_shown(serve):
+    engine = ScriptedEngine(modes=("ar", "diffusion", "speculative"))
+    engine.metrics.widths_chosen = {0: 5, 8: 2}
+    engine.metrics.width_switches = 3
+    engine.metrics.row_price_tokens = 0.25
+    engine.metrics.step_row_s = 1e-5
+    async with serve(engine) as served:
+        samples = await _samples(served)
+    choices = {
+        sample.labels["width"]: sample.value for sample in samples["estuary_balance_choices_total"]
+    }
+    assert choices == {"0": 5, "8": 2}
+    assert samples["estuary_balance_switches_total"][0].value == 3
+    assert samples["estuary_row_price_tokens"][0].value == 0.25
+    assert samples["estuary_step_row_seconds"][0].value == 1e-5
+
+
 async def test_the_engines_numbers_are_shown(serve):
     engine = ScriptedEngine(modes=("ar", "diffusion", "speculative"))
     engine.metrics.num_running = 3
