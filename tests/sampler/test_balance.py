@@ -258,7 +258,7 @@ def test_easy_text_takes_fewer_steps_than_tokens(family):
     _, deltas = run_all(engine, one)["x"]
     assert deltas[-1].stats.steps < 0.75 * 96
     assert deltas[-1].stats.verified_tokens > 40
-    assert engine.metrics.widths_chosen[4] + engine.metrics.widths_chosen[8] > 0
+    assert sum(engine.metrics.widths_chosen.values()) > engine.metrics.widths_chosen[0]
 
 
 def test_a_sequence_whose_text_becomes_hard_is_handed_to_ar():
