@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampler.canvas import Decision, decide, remasked, uncertainty
+from sampler.canvas_spans import CanvasSpans
 from sampler.decoding import CacheKind, Mode
 from sampler.deltas import DeltaWriter
 from sampler.engine_metrics import EngineMetrics
@@ -109,7 +110,7 @@ class Advance:
             table.kinds[seat, position] = _AR
             table.confidence[seat, position] = step.scores.probability[row]
             self._take(np.array([seat]), np.array([position]))
-            if table.mode[seat] == Mode.SPECULATIVE:
+            if table.mode[seat] == Mode.SPECULATIVE or position < table.ar_until[seat]:
                 table.final[seat] += 1
                 table.canvas_stop[seat] = table.final[seat]
             else:
@@ -351,6 +352,9 @@ class Advance:
         if isinstance(self.rule, WindowSpans):
             self.rule.slide(self.table, seat)
             return
+        if self._is_given_up(seat):
+            self._hand_to_ar(seat)
+            return
         self._move_part(seat)
         if num_accepted == 0 and not self._has_open(seat):
             table.edit_steps[seat] += 1
@@ -359,6 +363,24 @@ class Advance:
         # A canvas that may be edited is done when a step changed nothing.
         if not edits or tired or num_accepted + num_edited == 0:
             self._close_full(seat)
+
+    def _is_given_up(self, seat: int) -> bool:
+        """Whether the canvas has had its steps and is of a family that can go on by AR."""
+        table = self.table
+        if table.canvas_steps[seat] < table.max_steps[seat] or not self._has_open(seat):
+            return False
+        return isinstance(self.rule, CanvasSpans) and self.rule.can_hand_to_ar
+
+    def _hand_to_ar(self, seat: int) -> None:
+        table, record = self.table, self.scheduler.record(seat)
+        assert isinstance(self.rule, CanvasSpans), "only canvases are handed to AR"
+        dropped = self.rule.hand_to_ar(table, seat)
+        record.num_revised += dropped.size
+        self.metrics.tokens_revised += dropped.size
+        self.metrics.canvases_handed_to_ar += 1
+        self.metrics.canvas_steps.observe(int(table.canvas_steps[seat]))
+        if has_penalties(record.request.params):
+            record.token_counts.subtract(table.tokens[seat, dropped].tolist())
 
     def _rank_accepted(self, seat: int, num_accepted: int) -> None:
         """Accepted drafts of an any-order family are final at once."""

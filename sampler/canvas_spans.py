@@ -73,6 +73,26 @@ class CanvasSpans:
         part_stop = min(int(table.part_start[seat]) + part, stop)
         table.part_open[seat] = part_stop - known
 
+    @property
+    def can_hand_to_ar(self) -> bool:
+        """Whether a settling row draws the next token, so that a canvas can be given up."""
+        return self.rule.seeded and not self._settles_blocks
+
+    def hand_to_ar(self, table: SequenceTable, seat: int) -> IntArray:
+        """Give the canvas up from its first open position on; what was filled behind it.
+
+        The positions come one by one from settling rows, and the next canvas starts where the
+        next canvas would have started.
+        """
+        start, stop = int(table.final[seat]), int(table.canvas_stop[seat])
+        first = start + int(table.is_open[seat, start:stop].argmax())
+        filled: IntArray = first + np.flatnonzero(~table.is_open[seat, first:stop])
+        table.is_open[seat, first:stop] = False
+        table.final[seat] = table.canvas_stop[seat] = first
+        table.stage[seat] = Stage.SETTLE
+        table.ar_until[seat] = stop
+        return filled
+
     def starts_round(self, table: SequenceTable, seats: IntArray) -> NDArray[np.bool_]:
         """Which of the seats [n] verify drafts and are about to draft: one token is to settle."""
         final = table.final[seats]

@@ -277,7 +277,7 @@ class Engine:
             metrics.widths_chosen = balance.counts.by_width()
             metrics.width_switches = balance.counts.num_switches
             metrics.width_probes = balance.counts.num_probes
-            metrics.canvases_handed_to_ar = balance.counts.num_handed_to_ar
+            metrics.width_handovers = balance.counts.num_handed_to_ar
 
 
 def cache_for(

@@ -62,8 +62,9 @@ class EngineMetrics:
     proposals, proposals_accepted: drafted tokens put forward for verification, and confirmed.
     rows_wasted: drafted rows whose token was not accepted, or not confirmed.
     widths_chosen: choices of the balance, by width; 0 is AR.
-    width_switches: choices that differ from the sequence's one before; canvases_handed_to_ar: of
-    them, those to AR; width_probes: drafts to see whether a text has become easier.
+    width_switches: choices that differ from the sequence's one before; width_handovers: of them,
+    those from drafts to AR; width_probes: drafts to see whether a text has become easier.
+    canvases_handed_to_ar: canvases that did not converge in their steps and were given up.
     canvas_steps: drafting steps of canvases that closed; accepted_entropy: nats, of the rows whose
     tokens were accepted or confirmed.
     host_time_s: planning, building and applying steps; network_time_s: running them.
@@ -101,6 +102,7 @@ class EngineMetrics:
     step_entry_s: float = 0.0
     widths_chosen: dict[int, int] = field(default_factory=dict)
     width_switches: int = 0
+    width_handovers: int = 0
     width_probes: int = 0
     host_time_s: float = 0.0
     network_time_s: float = 0.0

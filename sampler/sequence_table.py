@@ -83,6 +83,7 @@ class SequenceTable:
     part_start, part_open: that part's first position; its open positions when it began
     carry:                 positions a schedule still owes (threshold_in_quota)
     num_drafts:            masks that the next step drafts (any-order families)
+    ar_until:              end of the canvas that was handed to AR; its positions come one by one
     round_width:           rows of the window that is drafted and verified now; 0 decodes by AR
     draws_mask:            a row drew the mask token and nothing was accepted: it is forbidden
                            in the next step
@@ -136,6 +137,7 @@ class SequenceTable:
         self.carry = _zeros(num_seats)
         self.num_drafts = _zeros(num_seats)
         self.round_width = _zeros(num_seats)
+        self.ar_until = _zeros(num_seats)
         self.draws_mask = np.zeros(num_seats, dtype=np.bool_)
         self.needs_refresh = np.zeros(num_seats, dtype=np.bool_)
         self.priority = _zeros(num_seats)
@@ -217,6 +219,7 @@ class SequenceTable:
         self.stage[seat] = Stage.SETTLE
         for array in (self.canvas_steps, self.edit_steps, self.part_steps, self.part_start):
             array[seat] = 0
+        self.ar_until[seat] = 0
         for array in (self.part_open, self.carry, self.num_drafts, self.round_width):
             array[seat] = 0
         self.draws_mask[seat] = False

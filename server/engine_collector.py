@@ -139,6 +139,7 @@ def _balance(metrics: EngineMetrics, labels: Mapping[str, str]) -> Iterator[Metr
     )
     for name, text, value in (
         ("estuary_balance_switches", "Changes of a sequence's width", metrics.width_switches),
+        ("estuary_balance_handovers", "Changes from drafts to AR", metrics.width_handovers),
         ("estuary_balance_probes", "Drafts made to see", metrics.width_probes),
     ):
         yield _counter(name, text, {"": value}, labels)

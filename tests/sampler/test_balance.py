@@ -282,6 +282,29 @@ def test_text_that_does_not_converge_takes_hardly_more_steps_than_ar(family):
     assert chosen[0] + chosen[2] + chosen[4] > 0.9 * sum(chosen.values())
 
 
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0}, {"frequency_penalty": 0.5}])
+def test_a_diffusion_canvas_that_does_not_converge_goes_on_by_ar(params):
+    decoding = {"mode": "diffusion", "confidence": 1.0, "max_steps": 2, "block_length": 8}
+    engine = hash_engine(TWO_MODE, eos=())
+    one = request("x", [5, 6], max_tokens=40, decoding=decoding, seed=3, **params)
+    tokens, deltas = run_all(engine, one)["x"]
+    assert len(tokens) == 40
+    assert engine.metrics.canvases_handed_to_ar == 5
+    stats = deltas[-1].stats
+    assert stats.ar_tokens + stats.diffusion_tokens == 40
+    assert stats.ar_tokens >= 5 * (1 + 8 - 3)
+    assert sum(engine.runner.row_log) < 5 * (2 * 9 + 8)
+
+
+def test_canvases_handed_to_ar_do_not_depend_on_the_batch():
+    decoding = {"mode": "diffusion", "confidence": 0.9, "max_steps": 1}
+    many = requests_for(decoding)
+    alone = {one.id: run_all(hash_engine(TWO_MODE), one)[one.id][0] for one in many}
+    for options in ({}, {"max_rows": 40}, {"num_pages": 17}):
+        answers = run_all(hash_engine(TWO_MODE, **options), *many)
+        assert tokens_of(answers) == alone
+
+
 def test_a_width_in_the_request_is_the_widest_there_is():
     engine = agreeing_engine(TWO_MODE)
     run_all(engine, request("x", [5, 6], max_tokens=60, decoding={"width": 3}))
