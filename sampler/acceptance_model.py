@@ -29,7 +29,7 @@ LARGEST_DISTANCE = 128
 _UNCERTAINTY_EDGES = np.array((0.002, 0.006, 0.02, 0.05, 0.1, 0.2, 0.35))
 _NUM_BUCKETS = _UNCERTAINTY_EDGES.size + 1
 # A stretch of text keeps its level for so many tokens on average.
-_MEAN_STRETCH_TOKENS = 128.0
+_MEAN_STRETCH_TOKENS = 32.0
 # Uncertainties of neighbouring tokens go together, so that each is worth part of a sighting.
 _EVIDENCE_POWER = 0.5
 _MOST_CERTAIN_HAZARD, _LEAST_HAZARD = 0.995, 0.005
@@ -38,7 +38,7 @@ _PRIOR_TRIALS = 40.0
 _PRIOR_SIGHTINGS = 20.0
 _PRIOR_MIX = 1.0
 # Share of the changes that lead to a level of which nothing was known.
-_SURPRISE = 0.2
+_SURPRISE = 0.1
 _FORGETTING = 0.98
 _LEARN_ROUNDS = 16
 _LEARN_EVERY = 8

@@ -42,7 +42,6 @@ _PRICE_OF_SEEDED = 1 / 32
 # What a batch gains at each price changes slowly when it is large: it is looked up again after as
 # many choices as the batch has times so many sequences.
 _LOOKUP_SEQUENCES = 32
-_LOAD_RATE = 0.1
 # Differences of this share of the gain are not worth a difference in price.
 _INDIFFERENCE = 1e-5
 _LEVEL_NUMBERS = np.arange(len(LEVELS))
@@ -97,14 +96,18 @@ class Load:
     running:       seats past their prompts whose widths are chosen here
     budget_rows:   rows that the sequences which start a round may take in this step
     pending_rows:  rows of this step's verifying sequences, whose widths were chosen before
-    other_rows:    rows of this step that are not the balance's: prompts, fixed widths
+    prompt_rows:   rows of this step that run prompts
+    other_rows:    rows of sequences that are past their prompts and not among `running`
+    num_others:    how many those are
     cache_entries: entries that all running sequences see
     """
 
     running: IntArray
     budget_rows: int
     pending_rows: int
+    prompt_rows: int
     other_rows: int
+    num_others: int
     cache_entries: int
 
 
@@ -145,7 +148,6 @@ class Balance:
         self._first_patience = float(_FIRST_QUIET_TOKENS)
         self._num_calls = 0
         self._by_price = (np.zeros(_NUM_PRICES), np.zeros(_NUM_PRICES), np.zeros(_NUM_PRICES))
-        self._other_s = 0.0
         self._row_worth = 0.0
         self._widths = np.array(WIDTHS)
         self._num_seated = 0
@@ -283,26 +285,22 @@ class Balance:
         self._num_calls += 1
         gained, rows, scored = self._by_price
         entries, pending = float(load.cache_entries), float(load.pending_rows)
-        here = float(ours.size) + pending
-        seconds = self.step_time.predict(
-            np.concatenate((rows, (here, here + load.other_rows))),
-            np.concatenate((scored, (here, here))),
-            entries,
-        )
-        # The mean time per step that goes to what is not ours.
-        self._other_s += _LOAD_RATE * (float(seconds[-1] - seconds[-2]) - self._other_s)
-        rates = gained / (seconds[:-2] + self._other_s)
+        other = float(load.other_rows)
+        seconds = self.step_time.predict(rows + other, scored + other, entries)
+        # The time of prompts is the same for every choice, in the long run: it counts only where
+        # it meets drafts in one step.
+        rates = (gained + load.num_others) / seconds
         steady = int(rates.argmax())
         # Those that start draft in this step and verify in the next, when the others start, which
         # pay the steady price. Which ones start is taken to be chance.
         share = num_starting / max(ours.size, 1)
-        own_rows, own_scored, others = share * rows, share * scored, 1 - share
+        own_rows, own_scored = share * rows, share * scored
+        rest_rows = other + (1 - share) * float(rows[steady])
+        rest_scored = other + (1 - share) * float(scored[steady])
         time = self.step_time.predict(
-            own_rows + (load.other_rows + pending), own_scored + pending, entries
+            own_rows + (other + load.prompt_rows + pending), own_scored + (other + pending), entries
         )
-        time += self.step_time.predict(
-            own_rows + others * rows[steady], own_scored + others * scored[steady], entries
-        )
+        time += self.step_time.predict(own_rows + rest_rows, own_scored + rest_scored, entries)
         return self._chosen_price(2 * share * gained, time, float(rates[steady]), rows)
 
     def _look_up(self, ours: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:

@@ -160,7 +160,9 @@ class Scheduler:
             running=seats[is_auto & ~is_prompt],
             budget_rows=min(budget, free_entries),
             pending_rows=pending,
-            other_rows=others + prompts,
+            prompt_rows=prompts,
+            other_rows=others,
+            num_others=int((~is_auto & ~is_prompt).sum()),
             cache_entries=int(settled.sum()),
         )
 

@@ -218,6 +218,11 @@ class Simulator:
             request_token_s=np.array(self.request_times),
         )
 
+    def advance(self, num_steps: int) -> None:
+        """Simulate so many steps."""
+        for _ in range(num_steps):
+            self._step()
+
     def _clear(self):
         self.tokens = self.steps = self.rows = self.sequence_steps = 0
         self.first_tokens, self.gaps, self.request_times = [], [], []
@@ -243,7 +248,15 @@ class Simulator:
         if starting.size:
             prompts = min(int(self.prompt_left.sum()), MAX_ROWS)
             pending = int(self.window[verifies].sum())
-            load = Load(np.flatnonzero(decodes), budget, pending, prompts, entries)
+            load = Load(
+                running=np.flatnonzero(decodes),
+                budget_rows=budget,
+                pending_rows=pending,
+                prompt_rows=prompts,
+                other_rows=0,
+                num_others=0,
+                cache_entries=entries,
+            )
             widths[starting] = self.policy.choose(starting, load)
         widths = np.where(widths > 1, widths, 0)
         answer = self.texts.answer_tokens[self.text]
