@@ -4,7 +4,7 @@
 
 A stretch of the page between `<!-- results: NAME -->` and `<!-- end -->` is written anew from
 `results/NAME.json`: where it ran, its plain values, and each of its lists of rows as a table. Rows
-keep their plain values only.
+keep their plain values only, and of long lists the page says no more than how long they are.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+_MOST_ROWS = 40
 _STRETCH = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -33,13 +34,20 @@ def _stretch(path: Path) -> str:
     parts = [_where(machine, path.name)]
     plain = {name: value for name, value in content.items() if _is_plain(value)}
     if plain:
-        parts.append("; ".join(f"{_words(n)} {_cell(v)}" for n, v in plain.items()) + ".")
+        parts.append("; ".join(f"{_words(n)}: {_cell(v)}" for n, v in plain.items()))
     for name, value in content.items():
         if isinstance(value, dict):
             value = [{"what": _words(n), "value": v} for n, v in value.items()]
         if isinstance(value, list) and value:
-            parts += [f"{_words(name).capitalize()}:", _table(value)]
+            parts += _listed(name, value)
     return "\n" + "\n\n".join(parts) + "\n\n"
+
+
+def _listed(name: str, rows: list[dict[str, object]]) -> list[str]:
+    title = _words(name).capitalize()
+    if len(rows) > _MOST_ROWS:
+        return [f"{title}: {len(rows)} rows, in the file."]
+    return [f"{title}:", _table(rows)]
 
 
 def _where(machine: dict[str, object], name: str) -> str:
