@@ -40,8 +40,9 @@ _GOLDEN = (5**0.5 - 1) / 2
 # What a request with a seed pays, at any load: that of a lightly loaded machine.
 _PRICE_OF_SEEDED = 1 / 32
 # What a batch gains at each price changes slowly when it is large: it is looked up again after as
-# many choices as the batch has times so many sequences.
+# many choices as the batch has times so many sequences; the price itself, while no prompt runs.
 _LOOKUP_SEQUENCES = 32
+_STEADY_SEQUENCES = 128
 # Differences of this share of the gain are not worth a difference in price.
 _INDIFFERENCE = 1e-5
 _LEVEL_NUMBERS = np.arange(len(LEVELS))
@@ -147,6 +148,7 @@ class Balance:
         self._is_probe = np.zeros(num_seats, dtype=np.bool_)
         self._first_patience = float(_FIRST_QUIET_TOKENS)
         self._num_calls = 0
+        self._had_prompts = False
         self._by_price = (np.zeros(_NUM_PRICES), np.zeros(_NUM_PRICES), np.zeros(_NUM_PRICES))
         self._row_worth = 0.0
         self._widths = np.array(WIDTHS)
@@ -282,7 +284,11 @@ class Balance:
         ours = load.running[~self._is_seeded[load.running]]
         if self._num_calls % (1 + ours.size // _LOOKUP_SEQUENCES) == 0:
             self._by_price = self._look_up(ours)
+        had_prompts, self._had_prompts = self._had_prompts, load.prompt_rows > 0
+        is_due = self._num_calls % (1 + ours.size // _STEADY_SEQUENCES) == 0
         self._num_calls += 1
+        if not (is_due or had_prompts or self._had_prompts):
+            return self.price
         gained, rows, scored = self._by_price
         entries, pending = float(load.cache_entries), float(load.pending_rows)
         other = float(load.other_rows)
