@@ -132,7 +132,9 @@ class Advance:
         self.metrics.proposals_accepted += confirmed
         self.metrics.rows_wasted += offered - confirmed
         self.metrics.accepted_entropy.observe_many(step.scores.entropy[rows[: confirmed + 1]])
-        if self.table.is_auto[step.scored.seats[rows[0]]]:
+        seat = step.scored.seats[rows[0]]
+        # Proposals that no round of drafts made tell nothing about drafts.
+        if self.table.is_auto[seat] and self.table.round_width[seat] > 0:
             self._rounds.append((int(rows[0]), offered, confirmed))
 
     def _report_rounds(self, step: _Step) -> None:
@@ -155,7 +157,9 @@ class Advance:
         moved = []
         for seat in np.unique(scored.seats[rows]).tolist():
             own = rows[scored.seats[rows] == seat]
-            start, stop = int(table.final[seat]), int(table.canvas_stop[seat])
+            # Behind a prompt that was cut there may be room for fewer proposals, or for none.
+            start = int(table.final[seat])
+            stop = min(int(table.canvas_stop[seat]), start + own.size - 1)
             drawn = step.scores.token[own]
             equal = drawn[:-1] == table.tokens[seat, start:stop]
             confirmed = int(np.argmin(np.append(equal, False)))
@@ -173,6 +177,9 @@ class Advance:
             # The confirmed proposals were stored as they will stay; the last draw was not run.
             table.settled[seat] = min(start + confirmed, new_stop)
             self._observe_round(own, step, offered=stop - start, confirmed=confirmed)
+            proposer = self.scheduler.record(seat).proposer
+            if proposer is not None:
+                proposer.observe(num_confirmed=confirmed)
             self.metrics.tokens_verified += min(confirmed, new_stop - start)
             self.metrics.tokens_ar += max(new_stop - start - confirmed, 0)
             table.stage[seat] = Stage.SETTLE

@@ -10,7 +10,7 @@ from enum import IntEnum
 from sampler.acceptance import RULES, Preference, Rule
 from sampler.errors import RequestError
 from sampler.request import DecodingMode, DecodingParams, SamplingParams
-from weights.families import FamilyRule, Order, Settle
+from weights.families import FamilyRule, Order, Settle, Speaks
 
 DEFAULT_CONFIDENCE = 0.9
 DEFAULT_ENTROPY_BOUND = 0.15
@@ -138,11 +138,24 @@ def resolve_decoding(sampling: SamplingParams, rule: FamilyRule) -> Decoding:
 
 
 def _mode(params: DecodingParams, rule: FamilyRule) -> Mode:
+    if params.drafts is not None:
+        return _looked_up(params, rule)
     if params.mode is DecodingMode.AUTO:
         return Mode[_default_mode(rule).upper()]
     if params.mode.value not in rule.modes:
         raise _refusal("mode", f"must be one of {_listed(('auto', *rule.modes))} for this model")
     return Mode[params.mode.value.upper()]
+
+
+def _looked_up(params: DecodingParams, rule: FamilyRule) -> Mode:
+    """One token after another, with proposals from the text so far (`sampler/prediction.py`)."""
+    if params.drafts != "ngram":
+        raise _refusal("drafts", f"must be ngram, got {params.drafts!r}")
+    if rule.settle is not Settle.CAUSAL or rule.settled_speaks_of is not Speaks.NEXT:
+        raise _refusal("drafts", "needs a model that has a distribution of the next token")
+    if params.mode not in (DecodingMode.AUTO, DecodingMode.SPECULATIVE):
+        raise _refusal("drafts", f"cannot be combined with mode {params.mode}")
+    return Mode.AR
 
 
 def _default_mode(rule: FamilyRule) -> str:

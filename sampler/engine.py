@@ -19,6 +19,7 @@ from sampler.errors import PromptTooLong, RequestError
 from sampler.grammar import Grammars
 from sampler.messages import ModelInfo, StepOutput, TokenBatch
 from sampler.plan import Plan
+from sampler.prediction import check_prediction
 from sampler.rank_spans import RankSpans
 from sampler.request import Delta, FinishReason, Request
 from sampler.runner import HostScores, StepRunner
@@ -196,11 +197,14 @@ class Engine:
         if request.suffix and not self.family.can_infill:
             raise RequestError("this model cannot fill in text before a suffix", field="suffix")
         self._check_decoding(request)
+        check_prediction(
+            request.prediction, params, self.family, context_length=self.context_length
+        )
         if params.grammar is not None:
             if self.grammars is None:
                 raise RequestError("this model has no tokenizer", field="response_format")
             self.grammars.constraint(params.grammar)
-        ids = np.asarray(request.prompt + request.suffix, dtype=np.int64)
+        ids = np.asarray(request.prompt + request.suffix + request.prediction, dtype=np.int64)
         if ids.min() < 0 or ids.max() >= self.vocabulary.size:
             raise RequestError(
                 f"token ids must be between 0 and {self.vocabulary.size - 1}", field="prompt"

@@ -4,8 +4,8 @@ A page is found by a chain of hashes: its key covers every token before it and e
 its entries depend on. Causal families need no more than the page's own tokens; in a block
 family an entry depends on its whole block, so that the key runs to the end of the last block
 that touches the page (`sharing_length`; 1 for causal families). Any-order families chain
-(token, position) by rank. The root of the chain names that length and a salt, so that texts
-of different rules never meet.
+(token, position) by rank. The root of the chain names that length and the request's salt, so that
+texts of different rules or salts never meet.
 """
 
 import hashlib
@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 class PrefixCache:
     """Keys of pages that are settled and may be shared."""
 
-    def __init__(self, *, page_size: int, salt: str = "") -> None:
+    def __init__(self, *, page_size: int) -> None:
         self.page_size = page_size
-        self._salt = salt
         self._page_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
 
-    def root(self, sharing_length: int) -> bytes:
-        """The key before the first page, of texts that share by this grid of positions."""
-        content = f"{self._salt}/{self.page_size}/{sharing_length}"
+    def root(self, sharing_length: int, salt: str = "") -> bytes:
+        """The key before the first page, of texts that share by this grid and with this salt."""
+        content = f"{self.page_size}/{sharing_length}/{salt}"
         return hashlib.blake2b(content.encode(), digest_size=16).digest()
 
     def covers(self, page_index: int, sharing_length: int) -> int:
@@ -64,10 +63,12 @@ class PrefixCache:
         if key is not None:
             del self._page_of[key]
 
-    def match(self, text: NDArray[np.int32], sharing_length: int) -> tuple[list[int], bytes]:
+    def match(
+        self, text: NDArray[np.int32], sharing_length: int, salt: str = ""
+    ) -> tuple[list[int], bytes]:
         """Pages that hold the beginning of the text, and the key of the last of them."""
         pages: list[int] = []
-        parent = self.root(sharing_length)
+        parent = self.root(sharing_length, salt)
         while self.covers(len(pages), sharing_length) <= len(text):
             key = self.key(parent, text, len(pages), sharing_length)
             page = self.find(key)

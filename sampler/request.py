@@ -88,6 +88,7 @@ class DecodingParams:
     remask:         largest share of a canvas's filled positions that a step reopens (ReMDM),
                     in [0, 1)
     infill_length:  positions to fill before a given suffix
+    drafts:         ngram: proposals come from the text so far and not from a canvas
     frames:         report the canvas as it stands after every step
     trace:          report step, kind and uncertainty of every token
     """
@@ -113,6 +114,7 @@ class DecodingParams:
     cache: str | None = None
     remask: float | None = None
     infill_length: int | None = None
+    drafts: str | None = None
     frames: bool = False
     trace: bool = False
 
@@ -191,6 +193,8 @@ class Request:
     id:        unique among all requests of the process
     prompt:    token ids, at least one
     suffix:    token ids that follow the answer (infill), empty for none
+    prediction: token ids that the answer may repeat; they are proposed for verification
+    cache_salt: pages are shared only with requests of the same salt
     priority:  lower runs first; equal ones in order of arrival
     arrived_s: monotonic seconds
     """
@@ -199,6 +203,8 @@ class Request:
     prompt: tuple[int, ...]
     params: SamplingParams
     suffix: tuple[int, ...] = ()
+    prediction: tuple[int, ...] = ()
+    cache_salt: str = ""
     priority: int = 0
     arrived_s: float = 0.0
 
@@ -264,6 +270,8 @@ class RequestStats:
     steps:          forwards in which the sequence had rows after its prompt was settled
     ar_tokens, diffusion_tokens, verified_tokens: answer tokens by how they came
     revised_tokens: tokens reopened or replaced after they were first filled
+    accepted_prediction_tokens, rejected_prediction_tokens: proposals from the request's
+                    prediction that came true, or were run and did not
     """
 
     prompt_tokens: int
@@ -278,6 +286,8 @@ class RequestStats:
     scheduled_s: float
     first_token_s: float
     finished_s: float
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from sampler.engine_config import EngineConfig
 from sampler.grammar import Constraint, Grammars
 from sampler.page_pool import PagePool
 from sampler.plan import Plan
+from sampler.prediction import begin_proposals, proposer_for
 from sampler.prefix_cache import PrefixCache
 from sampler.rank_spans import RankSpans
 from sampler.request import Request
@@ -106,6 +107,7 @@ class Scheduler:
         seats = self.table.running()
         if seats.size == 0:
             return None
+        self._propose(seats)
         self._begin_rounds(seats)
         plan = self._cut_to_budget(self.rule.spans(self.table, seats))
         return self._with_pages(plan)
@@ -121,6 +123,23 @@ class Scheduler:
         grown = complete > plan.first // table.page_size
         for seat in plan.seats[grown].tolist():
             self._key_pages(seat)
+
+    def _propose(self, seats: IntArray) -> None:
+        """Let sequences that can guess how they go on have their guesses verified."""
+        table = self.table
+        guessing = [
+            (seat, record.proposer)
+            for seat in seats.tolist()
+            if (record := self.records[seat]) is not None and record.proposer is not None
+        ]
+        if not guessing:
+            return
+        budget = self.max_rows - seats.size
+        if (table.settled[seats] < table.prompt_stop[seats]).any():
+            budget -= self.max_rows // _PROMPT_SHARE
+        # Guesses never take the last pages, which would pause another sequence.
+        free_entries = (self.pool.num_available - seats.size) * table.page_size
+        begin_proposals(table, guessing, budget_rows=min(budget, free_entries))
 
     def _begin_rounds(self, seats: IntArray) -> None:
         """Let sequences that verify drafts draft again, as wide as asked or as balanced."""
@@ -204,6 +223,7 @@ class Scheduler:
                 stop_ids=self._stop_ids(request),
                 page_key=b"",
                 constraint=self._constraint(request),
+                proposer=proposer_for(request),
                 scheduled_s=now_s,
             )
             if self.balance is not None:
@@ -244,11 +264,12 @@ class Scheduler:
         if self.prefix_cache is None:
             return 0
         sharing = self.rule.sharing_length(table, seat)
-        record.page_key = self.prefix_cache.root(sharing)
+        salt = record.request.cache_salt
+        record.page_key = self.prefix_cache.root(sharing, salt)
         if record.request.params.prompt_logprobs is not None:
             return 0
         text = self.rule.shareable_text(table, seat)
-        pages, key = self.prefix_cache.match(text, sharing)
+        pages, key = self.prefix_cache.match(text, sharing, salt)
         for page in pages:
             self.pool.share(page)
             table.add_page(seat, page)

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from sampler.grammar import Constraint
+from sampler.prediction import Proposer
 from sampler.request import Request, RequestStats, TokenLogprob, TokenTrace
 
 
@@ -16,6 +17,7 @@ class SeatRecord:
     num_keyed:       pages that have a key
     token_counts:    how often each token stands in the answer, kept only for penalties
     constraint:      the state of the answer's grammar, if it has one
+    proposer:        guesses how the answer goes on, if there is anything to guess from
     pending_*:       reported with the next delta
     """
 
@@ -24,6 +26,7 @@ class SeatRecord:
     stop_ids: frozenset[int]
     page_key: bytes
     constraint: Constraint | None = None
+    proposer: Proposer | None = None
     num_keyed: int = 0
     cached_tokens: int = 0
     scheduled_s: float = 0.0
@@ -40,6 +43,7 @@ class SeatRecord:
     ) -> RequestStats:
         """What the request cost, for its last delta; kind_counts in the order of `TOKEN_KINDS`."""
         ar, diffusion, verified = kind_counts
+        proposer = self.proposer
         return RequestStats(
             prompt_tokens=len(self.request.prompt),
             cached_tokens=self.cached_tokens,
@@ -53,4 +57,7 @@ class SeatRecord:
             scheduled_s=self.scheduled_s,
             first_token_s=self.first_token_s or finished_s,
             finished_s=finished_s,
+            # What was confirmed behind the end of the answer is no part of it.
+            accepted_prediction_tokens=min(proposer.num_accepted, verified) if proposer else 0,
+            rejected_prediction_tokens=proposer.num_rejected if proposer else 0,
         )

@@ -81,19 +81,19 @@ class CausalSpans:
         """Never called: there are no canvases."""
 
     def spans(self, table: SequenceTable, seats: IntArray) -> Plan:
-        """Everything that is final and not settled yet."""
-        final = table.final[seats]
+        """Everything that is final and not settled yet, and behind it what is proposed."""
+        final, stop = table.final[seats], table.canvas_stop[seats]
         yes = np.ones(seats.size, dtype=np.bool_)
         return Plan(
             seats=seats,
             first=table.settled[seats],
             settle_stop=final,
-            propose_stop=final,
-            draft_stop=final,
+            propose_stop=stop,
+            draft_stop=stop,
             is_cut=np.zeros(seats.size, dtype=np.bool_),
             scores_settled=yes,
             causal_drafts=yes,
-            draft_limit=final,
+            draft_limit=stop,
             checks=np.zeros(seats.size, dtype=np.bool_),
         )
 

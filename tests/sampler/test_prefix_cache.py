@@ -56,7 +56,7 @@ def test_the_first_page_of_a_key_stays():
 
 def test_block_lengths_and_salts_keep_caches_apart():
     roots = {
-        PrefixCache(page_size=4, salt=salt).root(length)
+        PrefixCache(page_size=4).root(length, salt)
         for length in (1, 4, 8)
         for salt in ("", "tenant")
     }

@@ -1,0 +1,202 @@
+"""Proposals that no network drafts: known text, and what followed the same words before.
+
+A `Proposer` guesses how one sequence goes on. The guesses ride behind the token that is about to
+settle, one row each, and count as far as the model's own draw agrees (`Advance._verify`). So the
+answer is the one that `ar` gives whatever is guessed; good guesses only take fewer forwards.
+
+Guesses come from a predicted text that the client sent (OpenAI's `prediction`), and from the
+sequence itself (prompt lookup: the tokens that followed the last occurrence of its ending. From:
+Saxena 2023, "Prompt Lookup Decoding"; we take the latest occurrence, not the first).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampler.decoding import Mode, resolve_decoding
+from sampler.errors import RequestError
+from sampler.request import Request, SamplingParams
+from sampler.sequence_table import SequenceTable, Stage
+from weights.families import FamilyRule, Settle, Speaks
+
+TokenArray = NDArray[np.int32]
+IntArray = NDArray[np.int64]
+
+# Tokens of an ending that are looked for, the longest first. Single tokens stand everywhere.
+_LONGEST_ENDING = 4
+_SHORTEST_ENDING = 2
+# A single token tells the place in a predicted text only so close to where it is expected.
+_NEAR = 16
+# Guesses of a round: the first, the fewest after failures, and the most.
+_FIRST_COUNT = 8
+_FEWEST = 2
+_MOST_PREDICTED = 32
+_MOST_LOOKED_UP = 16
+_NOTHING: TokenArray = np.empty(0, dtype=np.int32)
+
+
+def lookup(text: TokenArray, *, count: int) -> TokenArray:
+    """At most `count` tokens that followed the text's ending where it occurred before.
+
+    The longest ending that occurs again decides, by its latest occurrence that `count` tokens
+    follow, or else by its first. Empty when no ending of two tokens or more does.
+    """
+    for length in range(min(_LONGEST_ENDING, text.size - 1), _SHORTEST_ENDING - 1, -1):
+        behind = _behind(text[:-1], text[-length:])
+        if behind.size:
+            whole = behind[behind + count <= text.size]
+            start = int(whole[-1] if whole.size else behind[0])
+            return text[start : start + count]
+    return _NOTHING
+
+
+def follow(answer: TokenArray, predicted: TokenArray, *, near: int) -> int | None:
+    """Where in the predicted text the answer goes on; None when it has left that text.
+
+    near: where it would go on if nothing had been added or left out
+    """
+    if answer.size == 0:
+        return 0
+    for length in range(min(_LONGEST_ENDING, answer.size), 0, -1):
+        behind = _behind(predicted, answer[-length:])
+        distance = np.abs(behind - near)
+        if length == 1:
+            behind, distance = behind[distance <= _NEAR], distance[distance <= _NEAR]
+        if behind.size:
+            return int(behind[distance.argmin()])
+    return None
+
+
+def _behind(text: TokenArray, pattern: TokenArray) -> IntArray:
+    """Offsets just behind each occurrence of the pattern, in order."""
+    num_starts = text.size - pattern.size + 1
+    if num_starts < 1:
+        return np.empty(0, dtype=np.int64)
+    matches = np.ones(num_starts, dtype=np.bool_)
+    for index, token in enumerate(pattern.tolist()):
+        matches &= text[index : index + num_starts] == token
+    return np.flatnonzero(matches) + pattern.size
+
+
+class Proposer:
+    """Guesses for one sequence: more at a time while they come true, fewer while they do not.
+
+    predicted:  token ids that the answer may repeat
+    looks_back: the sequence's own text is searched too
+    most:       guesses of a round at most
+    num_accepted, num_rejected: guesses from the predicted text that came true, or did not
+    """
+
+    def __init__(self, *, predicted: Sequence[int], looks_back: bool, most: int | None) -> None:
+        self._predicted = np.array(predicted, dtype=np.int32)
+        self._looks_back = looks_back
+        self._most = most or (_MOST_PREDICTED if predicted else _MOST_LOOKED_UP)
+        self._count = min(_FIRST_COUNT, self._most)
+        # Where the answer was last found in the predicted text, and how long it was then.
+        self._place, self._length = 0, 0
+        self._num_offered = 0
+        self._is_predicted = False
+        self.num_accepted = 0
+        self.num_rejected = 0
+
+    def propose(self, text: TokenArray, *, prompt_length: int, most: int) -> TokenArray:
+        """At most `most` guesses of how the text goes on."""
+        count = min(self._count, most)
+        guesses = self._from_prediction(text[prompt_length:], count)
+        self._is_predicted = guesses.size > 0
+        if self._looks_back and not self._is_predicted and count > 0:
+            guesses = lookup(text, count=count)
+        self._num_offered = guesses.size
+        return guesses
+
+    def observe(self, *, num_confirmed: int) -> None:
+        """The guesses were run, and so many of the first ones came true."""
+        offered, self._num_offered = self._num_offered, 0
+        if offered == 0:
+            return
+        if num_confirmed >= offered:
+            self._count = min(2 * self._count, self._most)
+        else:
+            self._count = min(max(num_confirmed + 1, _FEWEST), self._most)
+        if self._is_predicted:
+            self.num_accepted += num_confirmed
+            self.num_rejected += offered - num_confirmed
+
+    def _from_prediction(self, answer: TokenArray, count: int) -> TokenArray:
+        if self._predicted.size == 0 or count < 1:
+            return _NOTHING
+        near = self._place + answer.size - self._length
+        start = follow(answer, self._predicted, near=near)
+        if start is None:
+            return _NOTHING
+        self._place, self._length = start, answer.size
+        return self._predicted[start : start + count]
+
+
+def proposer_for(request: Request) -> Proposer | None:
+    """The proposer of a request that has anything to guess from."""
+    decoding = request.params.decoding
+    looks_back = decoding.drafts is not None
+    if not (request.prediction or looks_back):
+        return None
+    return Proposer(
+        predicted=request.prediction,
+        looks_back=looks_back,
+        most=decoding.width if looks_back else None,
+    )
+
+
+def check_prediction(
+    prediction: Sequence[int], params: SamplingParams, rule: FamilyRule, *, context_length: int
+) -> None:
+    """Raise RequestError for a prediction that cannot be verified, or that no answer can hold."""
+    if not prediction:
+        return
+    speaks_of_next = rule.settled_speaks_of is Speaks.NEXT
+    if rule.settle is not Settle.CAUSAL or not speaks_of_next:
+        raise RequestError(
+            "prediction cannot be verified: this model has no distribution of the next token",
+            field="prediction",
+        )
+    if resolve_decoding(params, rule).mode is Mode.DIFFUSION:
+        raise RequestError(
+            "prediction cannot be verified when decoding.mode is diffusion", field="prediction"
+        )
+    if len(prediction) > context_length:
+        raise RequestError(
+            f"prediction may have at most {context_length} tokens, got {len(prediction)}",
+            field="prediction",
+        )
+
+
+def begin_proposals(
+    table: SequenceTable,
+    proposers: Sequence[tuple[int, Proposer]],
+    *,
+    budget_rows: int,
+) -> None:
+    """Put guesses behind the newest token of sequences that are about to draw the next one.
+
+    proposers: (seat, its proposer) of running sequences, most urgent first
+    budget_rows: guesses of all of them at most
+    """
+    left = budget_rows
+    for seat, proposer in proposers:
+        final = int(table.final[seat])
+        if table.stage[seat] != Stage.SETTLE or table.settled[seat] != final - 1:
+            continue
+        # Behind the last guess one more token is drawn.
+        most = min(left, int(table.limit[seat]) - 1 - final)
+        prompt_length = int(table.prompt_length[seat])
+        guesses = proposer.propose(
+            table.tokens[seat, :final], prompt_length=prompt_length, most=most
+        )
+        if guesses.size == 0:
+            continue
+        table.tokens[seat, final : final + guesses.size] = guesses
+        table.canvas_stop[seat] = final + guesses.size
+        table.stage[seat] = Stage.VERIFY
+        # No round of drafts is under way.
+        table.round_width[seat] = 0
+        left -= guesses.size
