@@ -16,7 +16,7 @@ from kernels.accept_rows import (
     verify_ratio,
 )
 from kernels.attention_plan import AttentionPlan, plan_attention
-from kernels.cuda_graph import CapturedSteps, bucket_for, pad_batch
+from kernels.cuda_graph import CapturedSteps, Recorder, bucket_for, padding_batch, record_graph
 from kernels.dispatch import runs_triton
 from kernels.grouped_experts import grouped_experts
 from kernels.kv_cache import KVCache, allocate_kv_cache, page_bytes
@@ -33,6 +33,7 @@ from kernels.noise import (
 from kernels.norms import add_rms_norm, layer_norm, rms_norm
 from kernels.paged_attention import paged_attention
 from kernels.paged_batch import PagedBatch
+from kernels.ratio_rows import ratio_rows
 from kernels.rotary import RotaryRows, RotaryTable, rotary_rows
 from kernels.score_partials import ScorePartials, finish_scores, join_partials
 from kernels.score_rows import score_partials, score_rows
@@ -52,6 +53,7 @@ __all__ = [
     "Int8Weight",
     "KVCache",
     "PagedBatch",
+    "Recorder",
     "RotaryRows",
     "RotaryTable",
     "RowScores",
@@ -75,13 +77,15 @@ __all__ = [
     "layer_norm",
     "leading_run",
     "linear",
-    "pad_batch",
+    "padding_batch",
     "page_bytes",
     "paged_attention",
     "plan_attention",
     "quantize_int8",
     "rank_positions",
+    "ratio_rows",
     "remask_tokens",
+    "record_graph",
     "residual_draw",
     "rms_norm",
     "rotary_rows",

@@ -35,7 +35,7 @@ def with_wide_rows(
     top_logprobs = torch.full(top_shape, float("-inf"), device=hidden.device)
     for rows in index.split(tile_rows):
         logits = linear(hidden[rows], head_weight, head_bias).float()
-        _adjust_(logits, rows, spec)
+        adjust_rows(logits, rows, spec)
         log_sum_exp = scores.log_sum_exp[rows, None]
         if spec.num_top:
             top = logits.topk(spec.num_top, dim=1)
@@ -65,7 +65,8 @@ def _draw(logits: Tensor, rows: Tensor, spec: ScoreSpec, argmax: Tensor) -> Tens
     return torch.where(temperature > 0, draw_all(kept, row_keys(spec, rows)), argmax[:, None])
 
 
-def _adjust_(logits: Tensor, rows: Tensor, spec: ScoreSpec) -> None:
+def adjust_rows(logits: Tensor, rows: Tensor, spec: ScoreSpec) -> None:
+    """Change logits [r, V] of the rows [r] int64 of a spec in place: penalties, bias, bans."""
     if spec.adjust is not None:
         _adjust_sparsely_(logits, rows, spec.adjust)
         logits.clamp_min_(NEVER)
