@@ -17,6 +17,7 @@ class EngineConfig:
     max_sequences:  sequences that run at the same time
     max_rows:       row budget of a step
     max_context:    prompt and answer together, in tokens, or None for the model's own limit
+    mask_token_id, block_length: of a diffusion checkpoint that does not say them, or None
     cache_bytes:    memory of the cache, or None: 90 % of what is free on a GPU, 2 GiB on a CPU
     max_waiting:    requests that may wait beside those that run
     prefix_caching: whether settled pages are kept for later prompts
@@ -32,6 +33,8 @@ class EngineConfig:
     max_sequences: int = 64
     max_rows: int = 2048
     max_context: int | None = None
+    mask_token_id: int | None = None
+    block_length: int | None = None
     cache_bytes: int | None = None
     max_waiting: int = 1024
     prefix_caching: bool = True

@@ -40,6 +40,7 @@ from sampler.request import Request, SamplingParams
 from sampler.runner import Runner
 from sampler.score_spec import Vocabulary
 from weights import CheckpointError, Quantize, load_model
+from weights.families import RuleOverrides
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,9 @@ def load_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
         dtype=_DTYPES[dtype],
         device=device,
         quantize=None if config.quantization is None else Quantize(config.quantization),
+        overrides=RuleOverrides(
+            mask_token_id=config.mask_token_id, block_length=config.block_length
+        ),
         context_length=config.max_context,
     )
     rule = model.family.rule

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sampler import Delta, FinishReason, Frame, RequestError, RequestStats, TokenLogprob, TokenTrace
+from server.snapshots import Snapshots
 from weights.detokenizer import Detokenizer
 from weights.tokenizer import Tokenizer
 
@@ -20,12 +21,14 @@ class TextRules:
     stop:         texts that end the answer
     include_stop: the stop text or stop token stays in the answer
     min_tokens:   stop texts are not looked for in so many first tokens
+    snapshots:    frames show the whole answer and not its canvas alone
     """
 
     stop: tuple[str, ...] = ()
     include_stop: bool = False
     min_tokens: int = 0
     skip_special_tokens: bool = True
+    snapshots: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,8 @@ class AnswerText:
         self._released = 0
         self._waiting: deque[AnswerToken] = deque()
         self._num_tokens = 0
+        self._num_released = 0
+        self._snapshots = Snapshots() if rules.snapshots else None
         self._is_finished = False
 
     def add(self, delta: Delta) -> Piece:
@@ -104,12 +109,13 @@ class AnswerText:
             text.append(self._release_rest())
         self._is_finished = finish is not None
         self._move_released(tokens)
+        self._num_released += len(tokens)
         return Piece(
             text="".join(text),
             tokens=tuple(tokens),
             num_tokens=self._num_tokens - before,
             prompt_logprobs=delta.prompt_logprobs,
-            frame=delta.frame,
+            frame=self._frame(delta.frame),
             finish=finish,
             stop_reason=stopped if stopped is not None else self._stop_token(delta),
             error=delta.error,
@@ -118,6 +124,11 @@ class AnswerText:
             else None,
             stats=delta.stats,
         )
+
+    def _frame(self, frame: Frame | None) -> Frame | None:
+        if frame is None or self._snapshots is None:
+            return frame
+        return self._snapshots.add(frame, limit=self._num_released if self._is_finished else None)
 
     def _stop_token(self, delta: Delta) -> int | None:
         if delta.stop_token_id is None or delta.stop_token_id in self._eos_ids:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +10,9 @@ from dataclasses import dataclass, replace
 from sampler import Delta, EngineStopped, FinishReason, Request
 from server.answer import Answer, AnswerText, Piece, TextRules, fold
 from server.engine import Engine
-from server.error_responses import INTERNAL_ERROR, ApiError, unavailable
+from server.error_responses import INTERNAL_ERROR, ApiError, deadline_exceeded, unavailable
 from server.metrics import RequestObserver, ServerMetrics
+from server.tracing import NoTrace, RequestTrace
 from weights.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,8 @@ class Answers:
 
     Whoever makes one calls `close` in the end, on every path: it cancels what still runs.
     Making one raises Overloaded or EngineStopped, and then nothing is left running.
+
+    timeout_s: answers that have not ended by then are given up
     """
 
     def __init__(
@@ -39,7 +43,12 @@ class Answers:
         *,
         rules: TextRules,
         metrics: ServerMetrics,
+        timeout_s: float | None = None,
+        trace: RequestTrace | None = None,
     ) -> None:
+        self._trace = trace or NoTrace()
+        self._timeout_s = timeout_s
+        self._ready: list[ChoicePiece] = []
         self._engine = engine
         self._metrics = metrics
         self._queue: asyncio.Queue[ChoicePiece | Exception] = asyncio.Queue()
@@ -76,15 +85,29 @@ class Answers:
             self._metrics.count_cancelled()
         self._open.clear()
 
+    async def wait_for_first(self, *, timeout_s: float) -> None:
+        """Return when there are pieces, or after `timeout_s`; raises like `next_pieces`."""
+        self._ready = await self.next_pieces(timeout_s=timeout_s)
+
     async def next_pieces(self, *, timeout_s: float | None) -> list[ChoicePiece]:
         """The pieces that have come, waiting for the first; empty after `timeout_s` of silence.
 
-        Raises ApiError or EngineStopped when an answer could not be finished.
+        Raises ApiError or EngineStopped when an answer could not be finished, or not in time.
         """
+        if self._ready:
+            pieces, self._ready = self._ready, []
+            return pieces
+        left_s = self._left_s()
+        # What has ended in time is handed out however late it is fetched.
+        if left_s <= 0 and self._open:
+            raise self._late()
+        waits_s = left_s if timeout_s is None else min(timeout_s, left_s)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(None if waits_s == math.inf else waits_s):
                 first = await self._queue.get()
         except TimeoutError:
+            if self._left_s() <= 0:
+                raise self._late() from None
             return []
         pieces = [_checked(first)]
         while not self._queue.empty():
@@ -100,6 +123,15 @@ class Answers:
                 pieces[choice.index].append(choice.piece)
                 num_open -= choice.piece.finish is not None
         return [fold(of_choice) for of_choice in pieces]
+
+    def _left_s(self) -> float:
+        if self._timeout_s is None:
+            return math.inf
+        return self._submitted_s + self._timeout_s - time.monotonic()
+
+    def _late(self) -> ApiError:
+        self._metrics.count_timeout()
+        return deadline_exceeded(self._timeout_s or 0.0)
 
     async def _pump(
         self,
@@ -120,7 +152,8 @@ class Answers:
                     return
                 piece = text.add(delta)
                 self._observe(piece, observer)
-                if piece.frame is not None and not self._queue.empty():
+                is_late = not self._queue.empty() and piece.finish is None
+                if piece.frame is not None and is_late:
                     # The client is behind: the next frame will tell it all that this one would.
                     piece = replace(piece, frame=None)
                 if piece.finish is None:
@@ -151,6 +184,8 @@ class Answers:
         """Account for an answer's end."""
         request = self._open.pop(index)
         observer.finish(piece)
+        if piece.finish is not None:
+            self._trace.answer_ended(request, finish=piece.finish, stats=piece.stats)
         if piece.refusal is not None:
             self._queue.put_nowait(piece.refusal)
             return

@@ -1,5 +1,6 @@
 """`create_app`: routes, middleware, start and stop. No globals; two apps can live in a process."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -22,6 +23,7 @@ from server.routes import chat, completions, health, messages, models, responses
 from server.routes.playground import playground_router
 from server.settings import Settings
 from server.state import ServerState, package_version
+from server.tracing import NoTracing, Tracing
 from weights.chat_template import ChatTemplate
 from weights.families import FamilyRule
 from weights.tokenizer import Tokenizer
@@ -47,15 +49,18 @@ def create_app(
     *,
     model_name: str | None = None,
     rule: FamilyRule | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application; its lifespan starts the engine, unless it runs already, and stops it.
 
     model_name: what clients call the model when the settings do not say; the engine's name for
                 it when left out
     rule:       how the model's family decodes; lets what it cannot do be refused here
+    tracing:    told of every request; closed at the end
 
     Raises SettingsError when the API keys cannot be read.
     """
+    told = tracing or NoTracing()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -67,11 +72,19 @@ def create_app(
                 engine, settings, model_name=names[0], max_tokens=engine.info.context_length
             )
             app.state.server = ServerState(
-                engine, tokenizer, chat_template, settings, metrics, model_names=names, rule=rule
+                engine,
+                tokenizer,
+                chat_template,
+                settings,
+                metrics,
+                model_names=names,
+                rule=rule,
+                tracing=told,
             )
             yield
         finally:
             await engine.stop(drain_s=0.0)
+            await asyncio.to_thread(told.close)
 
     app = FastAPI(
         title="Estuary",
@@ -106,8 +119,15 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
-            expose_headers=["x-request-id"],
+            allow_headers=[
+                "authorization",
+                "content-type",
+                "x-api-key",
+                "x-request-id",
+                "traceparent",
+                "tracestate",
+            ],
+            expose_headers=["x-request-id", "traceparent"],
         )
     app.add_middleware(SecurityHeaders)
     app.add_middleware(Observe)

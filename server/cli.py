@@ -28,6 +28,7 @@ from server.settings import (
     printable,
 )
 from server.state import package_version
+from server.tracing import tracing_of_environment
 from weights.convert import convert_lightning
 from weights.errors import CheckpointError, FetchError, TemplateError
 
@@ -210,6 +211,7 @@ def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
     del arguments
     set_up_logging(form=settings.log_format, level=settings.log_level)
     settings.all_api_keys()
+    tracing = tracing_of_environment()
     bound = listen(settings)
     path = find_model(settings)
     text_side = read_text_side(path, settings)
@@ -225,6 +227,7 @@ def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
         settings,
         model_name=model_name(settings, path),
         rule=text_side.rule,
+        tracing=tracing,
     )
 
     def on_ready(address: str) -> None:

@@ -61,6 +61,18 @@ def unavailable(code: str, message: str, *, retry_after_s: float = NOT_READY_RET
     return ApiError(ErrorAnswer(503, "server_error", code, message, retry_after_s=retry_after_s))
 
 
+def deadline_exceeded(timeout_s: float) -> ApiError:
+    """A 504 for an answer that took longer than the request or the server allows."""
+    return ApiError(
+        ErrorAnswer(
+            504,
+            "server_error",
+            "deadline_exceeded",
+            f"the answer was not complete within {timeout_s:g} seconds",
+        )
+    )
+
+
 INTERNAL_ERROR = ErrorAnswer(
     500,
     "server_error",

@@ -148,6 +148,10 @@ class ServerMetrics:
         if self._with_vllm_names:
             self._success.labels(self._model_name, "0", str(FinishReason.ABORT)).inc()
 
+    def count_timeout(self) -> None:
+        """Count a body whose answers did not end in time."""
+        self._timeouts.labels(self._model_name).inc()
+
     def count_disconnect(self) -> None:
         """Count a client that left before its answer was complete."""
         self._disconnects.labels(self._model_name).inc()
@@ -293,6 +297,9 @@ class ServerMetrics:
         )
         self._ignored = self._own_counter(
             "estuary_request_params_ignored", "Unknown fields of requests", "param"
+        )
+        self._timeouts = self._own_counter(
+            "estuary_request_timeouts", "Requests whose answer did not end in time"
         )
         self._disconnects = self._own_counter(
             "estuary_client_disconnects", "Clients that left before their answer was complete"

@@ -9,6 +9,7 @@ from sampler import EngineConfig
 from server.settings import Settings, SettingsError
 from weights import ChatTemplate, FamilyRule, TemplateError, Tokenizer, describe_model
 from weights.errors import CheckpointError
+from weights.families import RuleOverrides
 from weights.fetch import fetch_default_model
 from weights.hub import fetch_repo, is_repo_id
 
@@ -52,7 +53,10 @@ def read_text_side(path: Path, settings: Settings) -> TextSide:
 
     Raises CheckpointError for a broken model and SettingsError for a broken template file.
     """
-    described = describe_model(path)
+    overrides = RuleOverrides(
+        mask_token_id=settings.mask_token_id, block_length=settings.block_length
+    )
+    described = describe_model(path, overrides=overrides)
     if described.tokenizer is None:
         raise CheckpointError(f"{path} has no tokenizer")
     template = described.chat_template
@@ -85,6 +89,8 @@ def engine_config(settings: Settings, path: Path) -> EngineConfig:
         max_sequences=settings.max_num_seqs,
         max_rows=settings.max_num_batched_tokens,
         max_context=settings.max_model_len,
+        mask_token_id=settings.mask_token_id,
+        block_length=settings.block_length,
         cache_bytes=settings.kv_cache_memory,
         max_waiting=settings.max_queued_requests,
         prefix_caching=settings.enable_prefix_caching,

@@ -151,13 +151,14 @@ def trace_bodies(tokenizer: Tokenizer, tokens: Sequence[AnswerToken]) -> list[To
 class DecodingWriter:
     """Writes the `decoding` object of chunks: traces of tokens, frames of the canvas.
 
-    Frames come at most `_FRAMES_PER_S` times a second for each answer, so that they do not hold
-    up the text.
+    Frames of steps come at most `_FRAMES_PER_S` times a second for each answer, so that they do
+    not hold up the text; snapshots come at every change that the client keeps up with.
     """
 
     def __init__(self, decoding: DecodingBody | None, tokenizer: Tokenizer) -> None:
         self._has_trace = decoding is not None and decoding.trace
-        self._has_frames = decoding is not None and decoding.stream == "steps"
+        self._has_frames = decoding is not None and decoding.stream != "final"
+        self._has_snapshots = decoding is not None and decoding.stream == "snapshots"
         self._tokenizer = tokenizer
         self._sent_s: dict[int, float] = {}
 
@@ -168,13 +169,24 @@ class DecodingWriter:
         if self._has_trace and piece.tokens:
             told["tokens"] = trace_bodies(self._tokenizer, piece.tokens)
         if self._has_frames and piece.frame is not None:
-            is_due = now_s - self._sent_s.get(index, -math.inf) >= 1 / _FRAMES_PER_S
+            is_due = (
+                self._has_snapshots
+                or now_s - self._sent_s.get(index, -math.inf) >= 1 / _FRAMES_PER_S
+            )
             if is_due or piece.finish is not None:
                 self._sent_s[index] = now_s
                 told["frame"] = self._frame(piece.frame)
         return DecodingExtra(v=1, index=index).model_copy(update=told) if told else None
 
     def _frame(self, frame: Frame) -> FrameBody:
+        body = self._canvas(frame)
+        if not self._has_snapshots:
+            return body
+        token_ids = [position.token_id for position in frame.positions]
+        text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        return body.model_copy(update={"text": text})
+
+    def _canvas(self, frame: Frame) -> FrameBody:
         return FrameBody(
             step=frame.step,
             base=frame.base,

@@ -110,6 +110,21 @@ class Settings(BaseSettings):
         "a CPU, else none.",
         json_schema_extra=_about(MODEL),
     )
+    mask_token_id: int | None = Field(
+        None,
+        ge=0,
+        description="Token that open positions hold, where a diffusion checkpoint does not say it "
+        "or says it wrong.",
+        json_schema_extra=_about(MODEL),
+    )
+    block_length: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Length of the blocks that a diffusion checkpoint was trained with, where it "
+        "does not say it or says it wrong.",
+        json_schema_extra=_about(MODEL, "tokens"),
+    )
     max_model_len: int | None = Field(
         None,
         ge=1,
@@ -269,6 +284,13 @@ class Settings(BaseSettings):
         json_schema_extra=_about(ACCESS),
     )
 
+    request_timeout: float | None = Field(
+        None,
+        gt=0,
+        description="Time in which an answer must be complete; a request may ask for less. No "
+        "limit when left out.",
+        json_schema_extra=_about(API, "seconds"),
+    )
     strict_params: bool = Field(
         default=False,
         description="Refuse unknown fields of a request instead of ignoring them.",
@@ -420,6 +442,28 @@ def _check_environment(environment: Mapping[str, str]) -> None:
     if any(name.endswith(("_SERVICE_HOST", "_SERVICE_PORT")) for name in unknown):
         hint = " (Kubernetes adds these for a Service named estuary; set enableServiceLinks: false)"
     raise SettingsError(f"{', '.join(unknown)}: no such setting{hint}")
+
+
+def trace_exporter() -> Literal["otlp", "console"] | None:
+    """Where traces go by OpenTelemetry's own variables; the SDK reads the rest of them itself.
+
+    Raises SettingsError for an exporter or a protocol that this server does not have.
+    """
+    environment = os.environ  # noqa: TID251
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    kind = environment.get("OTEL_TRACES_EXPORTER") or None
+    endpoints = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    if kind is None and not any(environment.get(name) for name in endpoints):
+        return None
+    if kind not in (None, "otlp", "console", "none"):
+        raise SettingsError(f"OTEL_TRACES_EXPORTER must be otlp, console or none, got {kind!r}")
+    if kind in ("console", "none"):
+        return "console" if kind == "console" else None
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if environment.get(name) not in (None, "", "http/protobuf"):
+            raise SettingsError(f"{name} must be http/protobuf, got {environment[name]!r}")
+    return "otlp"
 
 
 def printable(settings: Settings) -> str:

@@ -13,6 +13,7 @@ from server.error_responses import ApiError, ErrorAnswer, unavailable
 from server.metrics import ServerMetrics
 from server.model_tools import ModelTools
 from server.settings import Settings
+from server.tracing import NoTracing, Tracing
 from weights.chat_template import ChatTemplate
 from weights.families import FamilyRule
 from weights.tokenizer import Tokenizer
@@ -38,6 +39,7 @@ class ServerState:
     metrics: ServerMetrics
     model_names: tuple[str, ...]
     rule: FamilyRule | None = None
+    tracing: Tracing = field(default_factory=NoTracing)
     created_s: int = field(default_factory=lambda: int(time.time()))
     is_draining: bool = False
     is_refusing: bool = False

@@ -35,6 +35,14 @@ class ToolStyle(StrEnum):
     UNTAUGHT = "untaught"
 
 
+# What begins and ends a call.
+CALL_MARKS = {
+    ToolStyle.TAGGED: ("<tool_call>", "</tool_call>"),
+    ToolStyle.LISTED: ("[TOOL_CALLS]", ""),
+}
+PYTHON_TAG = "<|python_tag|>"
+
+
 def style_of(template_source: str) -> ToolStyle:
     """The style that a chat template teaches."""
     if "[TOOL_CALLS]" in template_source:
@@ -73,10 +81,10 @@ def reader_of(style: ToolStyle, choice: NamedChoice | str) -> CallReader:
     if choice == "required":
         return WholeTextReader(_read_calls)
     if style is ToolStyle.LISTED:
-        return MarkedReader("[TOOL_CALLS]", None)
+        return MarkedReader(CALL_MARKS[ToolStyle.LISTED][0], None)
     if style is ToolStyle.BARE:
         return BareReader()
-    return MarkedReader("<tool_call>", "</tool_call>")
+    return MarkedReader(*CALL_MARKS[ToolStyle.TAGGED])
 
 
 def forced_grammar(
@@ -85,13 +93,16 @@ def forced_grammar(
     """The grammar of an answer that must be calls; None when the model may choose."""
     if isinstance(choice, NamedChoice):
         tool = next(tool for tool in tools if tool.function.name == choice.function.name)
-        return schema_grammar(_arguments(tool), param="tools")
+        return schema_grammar(arguments_schema(tool), param="tools")
     if choice != "required":
         return None
     items: list[JsonValue] = [
         {
             "type": "object",
-            "properties": {"name": {"const": tool.function.name}, "arguments": _arguments(tool)},
+            "properties": {
+                "name": {"const": tool.function.name},
+                "arguments": arguments_schema(tool),
+            },
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
@@ -103,7 +114,8 @@ def forced_grammar(
     return schema_grammar(schema, param="tools")
 
 
-def _arguments(tool: Tool) -> dict[str, JsonValue]:
+def arguments_schema(tool: Tool) -> dict[str, JsonValue]:
+    """The JSON schema of a tool's arguments."""
     return tool.function.parameters or _ANY_ARGUMENTS
 
 
@@ -192,8 +204,6 @@ class MarkedReader:
 class BareReader:
     """An answer that begins with { or <|python_tag|> is a call; any other is content."""
 
-    _TAG = "<|python_tag|>"
-
     def __init__(self) -> None:
         self._held = ""
         self._is_content = False
@@ -207,7 +217,7 @@ class BareReader:
         if (
             not beginning
             or beginning[0] == "{"
-            or self._TAG.startswith(beginning[: len(self._TAG)])
+            or PYTHON_TAG.startswith(beginning[: len(PYTHON_TAG)])
         ):
             return []
         self._is_content = True
@@ -217,7 +227,7 @@ class BareReader:
     def finish(self) -> list[str | CalledTool]:
         """The calls, or the text when it is none."""
         held, self._held = self._held, ""
-        text = held.strip().removeprefix(self._TAG)
+        text = held.strip().removeprefix(PYTHON_TAG)
         calls = _read_calls(text) or _read_calls(f"[{text.replace('; ', ', ')}]")
         if calls:
             return [*calls]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from sampler import DecodingMode, DecodingParams, ModelInfo, Request, SamplingParams
 from sampler.decoding import resolve_decoding
+from sampler.prediction import check_prediction
 from server.answer import TextRules
 from server.chat_prompt import call_rules_of, render_chat
 from server.error_responses import ApiError, invalid, unsupported
@@ -19,6 +20,7 @@ from server.plain_text import encode_marked
 from server.schema.chat import ChatBody
 from server.schema.common import DecodingBody, SamplingBody
 from server.schema.completions import CompletionBody
+from server.strict_calls import strict_grammar
 from server.tool_parts import CallRules
 from server.tools import ToolStyle, forced_grammar
 
@@ -92,20 +94,46 @@ def translate_chat(body: ChatBody, tools: ModelTools, *, id: str, now_s: float) 
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = sampling_params(body, tools.info, max_tokens=max_tokens, logprobs=logprobs)
     if call_rules is not None:
-        params = _with_forced_calls(params, body, tools.info, call_rules)
+        params = _with_call_grammar(params, body, tools, call_rules)
     _check_decoding(params, tools)
     n = body.n or 1
     return Translated(
         id=id,
         prompts=(prompt,),
         requests=_requests(
-            id, (prompt,), (params,), per_prompt=n, suffix=(), priority=body.priority, now_s=now_s
+            id,
+            (prompt,),
+            (params,),
+            per_prompt=n,
+            suffix=(),
+            extras=_extras(body, params, tools),
+            now_s=now_s,
         ),
         rules=_call_text_rules(text_rules(body), call_rules),
         n=n,
         per_prompt=n,
         call_rules=call_rules,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Extras:
+    """What all requests of a body share beside their parameters."""
+
+    prediction: tuple[int, ...]
+    cache_salt: str
+    priority: int
+
+
+def _extras(body: SamplingBody, params: SamplingParams, tools: ModelTools) -> _Extras:
+    """Raises RequestError for a prediction that the family cannot verify."""
+    prediction: tuple[int, ...] = ()
+    if body.prediction is not None:
+        text = body.prediction.text
+        prediction = tuple(tools.tokenizer.encode(text, add_special_tokens=False))
+    if tools.rule is not None:
+        check_prediction(prediction, params, tools.rule, context_length=tools.info.context_length)
+    return _Extras(prediction, body.cache_salt or "", body.priority or 0)
 
 
 def _check_decoding(params: SamplingParams, tools: ModelTools) -> None:
@@ -161,7 +189,7 @@ def translate_completion(
             all_params,
             per_prompt=per_prompt,
             suffix=suffix,
-            priority=body.priority,
+            extras=_extras(body, all_params[0], tools),
             now_s=now_s,
         ),
         rules=text_rules(body),
@@ -178,6 +206,7 @@ def text_rules(body: SamplingBody) -> TextRules:
         include_stop=bool(body.include_stop_str_in_output),
         min_tokens=body.min_tokens or 0,
         skip_special_tokens=body.skip_special_tokens is not False,
+        snapshots=body.decoding is not None and body.decoding.stream == "snapshots",
     )
 
 
@@ -228,7 +257,8 @@ def decoding_params(body: DecodingBody | None, info: ModelInfo) -> DecodingParam
     if body is None:
         return DecodingParams()
     can = ", ".join(info.modes)
-    if body.mode != "auto" and body.mode not in info.modes:
+    looks_up = body.drafts is not None and body.mode == "speculative"
+    if body.mode != "auto" and body.mode not in info.modes and not looks_up:
         raise invalid(
             f"decoding.mode: this model cannot decode by {body.mode}; it can by {can}",
             param="decoding.mode",
@@ -236,25 +266,31 @@ def decoding_params(body: DecodingBody | None, info: ModelInfo) -> DecodingParam
         )
     values = {name: getattr(body, name) for name in _DRAFTING_FIELDS}
     for name, value in values.items():
-        if value is not None and set(info.modes) == {"ar"}:
+        is_number_of_proposals = name == "width" and body.drafts is not None
+        if value is not None and set(info.modes) == {"ar"} and not is_number_of_proposals:
             raise unsupported(f"decoding.{name}", f"this model decodes by {can} only")
     if body.infill_length is not None and not info.can_infill:
         raise unsupported("decoding.infill_length", "this model cannot infill")
     return DecodingParams(
         mode=DecodingMode(body.mode),
-        frames=body.stream == "steps",
+        frames=body.stream != "final",
         trace=body.trace,
+        drafts=body.drafts,
         **values,
     )
 
 
-def _with_forced_calls(
-    params: SamplingParams, body: ChatBody, info: ModelInfo, rules: CallRules
+def _with_call_grammar(
+    params: SamplingParams, body: ChatBody, tools: ModelTools, rules: CallRules
 ) -> SamplingParams:
+    """Hold the answer to calls where they are forced, and calls to schemas that are strict."""
     grammar = forced_grammar(body.tools or (), rules.choice, is_single=rules.is_single)
+    param = "tool_choice"
+    if grammar is None:
+        grammar, param = strict_grammar(body.tools or (), rules.style, tools.tokenizer), "tools"
     if grammar is None:
         return params
-    check_grammar(grammar, info, param="tool_choice")
+    check_grammar(grammar, tools.info, param=param)
     return replace(params, grammar=grammar)
 
 
@@ -416,7 +452,7 @@ def _requests(
     *,
     per_prompt: int,
     suffix: tuple[int, ...],
-    priority: int | None,
+    extras: "_Extras",
     now_s: float,
 ) -> tuple[Request, ...]:
     return tuple(
@@ -425,7 +461,9 @@ def _requests(
             prompt=prompt.token_ids,
             params=_seeded(params, candidate),
             suffix=suffix,
-            priority=priority or 0,
+            prediction=extras.prediction,
+            cache_salt=extras.cache_salt,
+            priority=extras.priority,
             arrived_s=now_s,
         )
         for prompt_index, (prompt, params) in enumerate(zip(prompts, all_params, strict=True))

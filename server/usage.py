@@ -4,7 +4,12 @@ from collections.abc import Sequence
 
 from sampler import RequestStats
 from server.answer import Piece
-from server.schema.common import DecodingUsage, PromptTokensDetails, Usage
+from server.schema.common import (
+    CompletionTokensDetails,
+    DecodingUsage,
+    PromptTokensDetails,
+    Usage,
+)
 
 
 class UsageCount:
@@ -46,6 +51,14 @@ class UsageCount:
             completion_tokens=self._num_tokens,
             total_tokens=self._prompt_tokens + self._num_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(self._cached.values())),
+            completion_tokens_details=CompletionTokensDetails(
+                accepted_prediction_tokens=sum(
+                    stats.accepted_prediction_tokens for stats in self._stats
+                ),
+                rejected_prediction_tokens=sum(
+                    stats.rejected_prediction_tokens for stats in self._stats
+                ),
+            ),
             decoding=DecodingUsage(
                 forward_passes=self._forward_passes,
                 ar_tokens=sum(stats.ar_tokens for stats in self._stats),

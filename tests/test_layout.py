@@ -147,7 +147,7 @@ def locked():
 
 def asked_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = project["dependencies"] + project["optional-dependencies"]["dev"]
+    asked = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
     return [Requirement(text) for text in asked]
 
 

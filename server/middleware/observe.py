@@ -13,6 +13,7 @@ from server.error_responses import answer_of, error_response
 from server.event_stream import ClientGone
 from server.limits import MAX_REQUEST_ID_CHARACTERS
 from server.state import ServerState
+from server.tracing import NoTracing
 
 log = logging.getLogger("server.request")
 faults = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ faults = logging.getLogger(__name__)
 CLIENT_CLOSED = 499
 _REQUEST_ID = re.compile(f"[A-Za-z0-9._-]{{1,{MAX_REQUEST_ID_CHARACTERS}}}")
 # Asked for every few seconds by machines; in the log they would bury the rest.
-_QUIET_ROUTES = frozenset({"/livez", "/health", "/ready", "/metrics"})
+_QUIET_ROUTES = frozenset({"/livez", "/health", "/ready", "/load", "/metrics"})
 
 
 class Observe:
@@ -63,6 +64,10 @@ class _ObservedRequest:
         scope.setdefault("state", {})
         scope["state"]["log"] = {}
         scope["state"]["request_id"] = self._id
+        is_quiet = scope["path"] in _QUIET_ROUTES
+        tracing = NoTracing() if is_quiet else self._state.tracing
+        self._trace = tracing.begin(Headers(scope=scope))
+        scope["state"]["trace"] = self._trace
         self._state.metrics.http_started()
 
     async def send(self, message: Message) -> None:
@@ -71,6 +76,8 @@ class _ObservedRequest:
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._id
             headers["openai-processing-ms"] = str(round(self._elapsed_s() * 1000))
+            for name, value in self._trace.response_headers().items():
+                headers[name] = value
         await self._send(message)
 
     def client_left(self) -> None:
@@ -86,8 +93,9 @@ class _ObservedRequest:
         route = route_template(self._scope)
         status = CLIENT_CLOSED if self._status is None else self._status
         seconds = self._elapsed_s()
+        method = self._scope["method"] if self._scope["method"] in _METHODS else "other"
         self._state.metrics.http_finished(
-            method=self._scope["method"] if self._scope["method"] in _METHODS else "other",
+            method=method,
             route=route,
             status=status,
             seconds=seconds,
@@ -100,6 +108,9 @@ class _ObservedRequest:
             "elapsed_ms": round(seconds * 1000, 1),
             **self._scope["state"]["log"],
         }
+        if self._trace.trace_id is not None:
+            fields["trace_id"] = self._trace.trace_id
+        self._trace.end(method=method, route=route, status=status, fields=fields)
         level = logging.DEBUG if route in _QUIET_ROUTES else logging.INFO
         log.log(level, "request", extra=fields)
 

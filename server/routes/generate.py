@@ -20,6 +20,7 @@ from server.read_body import ReadBody
 from server.reply import Reply, ReplyFacts, write_events
 from server.schema.common import SamplingBody
 from server.state import ServerState
+from server.tracing import RequestTrace
 from server.translate import Translated
 from server.usage import UsageCount
 
@@ -30,18 +31,22 @@ IGNORED_HEADER = "x-estuary-ignored-params"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What every kind of body says: the model's name, whether to stream, what was ignored."""
+    """What every kind of body says: the model's name, whether to stream, what was ignored.
+
+    timeout_s: after which the client gives the answer up
+    """
 
     id_prefix: str
     model: str | None
     is_stream: bool
     ignored: tuple[str, ...]
+    timeout_s: float | None = None
 
     @classmethod
     def of(cls, read: ReadBody[SamplingBody], id_prefix: str) -> Self:
         """Of a body of chat or text completions."""
         body = read.value
-        return cls(id_prefix, body.model, bool(body.stream), read.ignored)
+        return cls(id_prefix, body.model, bool(body.stream), read.ignored, body.timeout)
 
 
 async def generate(
@@ -71,11 +76,19 @@ async def generate(
         is_scoring=translated.is_scoring,
     )
     reply = make_reply(translated, facts, count)
-    answers = _submit(state, translated)
+    timeouts_s = [t for t in (asked.timeout_s, state.settings.request_timeout) if t is not None]
+    answers = _submit(
+        state,
+        translated,
+        timeout_s=min(timeouts_s, default=None),
+        trace=http.state.trace,
+    )
     exchange = _Exchange(http, state, answers, count, reply=reply, translated=translated)
     ignored = ", ".join(map(_header_safe, asked.ignored))
     headers = {IGNORED_HEADER: ignored} if ignored else {}
-    return exchange.stream(headers) if asked.is_stream else await exchange.whole(headers)
+    if not asked.is_stream:
+        return await exchange.whole(headers)
+    return await exchange.stream(headers, waits=bool(timeouts_s))
 
 
 def _check_admission(state: ServerState) -> None:
@@ -86,7 +99,9 @@ def _check_admission(state: ServerState) -> None:
         raise
 
 
-def _submit(state: ServerState, translated: Translated) -> Answers:
+def _submit(
+    state: ServerState, translated: Translated, *, timeout_s: float | None, trace: RequestTrace
+) -> Answers:
     try:
         return Answers(
             state.engine,
@@ -94,6 +109,8 @@ def _submit(state: ServerState, translated: Translated) -> Answers:
             translated.requests,
             rules=translated.rules,
             metrics=state.metrics,
+            timeout_s=timeout_s,
+            trace=trace,
         )
     except (Overloaded, EngineStopped) as error:
         state.metrics.count_rejection(_reason(error))
@@ -145,8 +162,14 @@ class _Exchange:
             self._close()
         return Response(content, media_type="application/json", headers=headers)
 
-    def stream(self, headers: dict[str, str]) -> EventStream:
+    async def stream(self, headers: dict[str, str], *, waits: bool) -> EventStream:
+        """The response of a stream.
+
+        waits: for the first token, so that an answer that comes too late still has a status
+        """
         settings = self._state.settings
+        if waits:
+            await self._wait(settings.sse_keep_alive_interval)
         events = write_events(
             self._answers,
             self._reply,
@@ -161,6 +184,15 @@ class _Exchange:
             write_timeout_s=settings.write_timeout,
             headers=headers,
         )
+
+    async def _wait(self, timeout_s: float) -> None:
+        try:
+            await unless_disconnected(
+                self._http.receive, self._answers.wait_for_first(timeout_s=timeout_s)
+            )
+        except BaseException:
+            self._close()
+            raise
 
     def _close(self) -> None:
         self._answers.close()

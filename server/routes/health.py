@@ -28,6 +28,18 @@ class Status(BaseModel):
     status: str
 
 
+class Load(BaseModel):
+    """How busy the server is.
+
+    server_load: answers being made or waited for (vLLM's name)
+    running, waiting: of them, how many have a seat in the engine, and how many have none yet
+    """
+
+    server_load: int
+    running: int
+    waiting: int
+
+
 @router.head("/livez", include_in_schema=False)
 @router.get("/livez")
 async def live() -> Status:
@@ -63,6 +75,17 @@ async def ready(state: State) -> Status:
 async def version() -> Version:
     """The server's version."""
     return Version(version=package_version())
+
+
+@router.get("/load")
+async def load(state: State) -> Load:
+    """How busy the server is, for whoever shares out requests."""
+    metrics = state.engine.metrics
+    return Load(
+        server_load=state.engine.num_open,
+        running=metrics.num_running,
+        waiting=metrics.num_waiting,
+    )
 
 
 @router.get("/metrics", response_class=Response)

@@ -41,7 +41,7 @@ async def create_message(
     def translate(tools: ModelTools, id: str, now_s: float) -> Translated:
         return translate_chat(chat, tools, id=id, now_s=now_s)
 
-    asked = Asked("msg", body.model, bool(body.stream), read.ignored)
+    asked = Asked("msg", body.model, bool(body.stream), read.ignored, body.timeout)
     return await generate(http, state, asked, translate=translate, make_reply=_make_reply)
 
 

@@ -36,5 +36,5 @@ async def create_response(
     def make_reply(translated: Translated, facts: ReplyFacts, count: UsageCount) -> ResponsesReply:
         return ResponsesReply(body, translated, facts, count)
 
-    asked = Asked("resp", body.model, bool(body.stream), read.ignored)
+    asked = Asked("resp", body.model, bool(body.stream), read.ignored, body.timeout)
     return await generate(http, state, asked, translate=translate, make_reply=make_reply)

@@ -12,6 +12,7 @@ from server.schema.common import (
     SamplingBody,
     TokenTraceBody,
     Usage,
+    content_tag,
 )
 from server.schema.tools import ToolChoice, Tools
 
@@ -23,13 +24,9 @@ class TextPart(Body):
     text: str
 
 
-def _content_tag(value: object) -> str:
-    return "<text>" if isinstance(value, str) else "<parts>"
-
-
 Content = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Tag("<parts>")],
-    Discriminator(_content_tag),
+    Discriminator(content_tag),
 ]
 
 

@@ -7,9 +7,18 @@ Bodies are parsed strictly: a number in quotes is a wrong type. Unknown fields a
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+)
 
 from server.limits import (
+    MAX_CACHE_SALT_CHARACTERS,
     MAX_CHOICES_PER_PROMPT,
     MAX_LOGIT_BIAS,
     MAX_LOGPROBS,
@@ -17,13 +26,20 @@ from server.limits import (
     MAX_STOP_CHARACTERS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
+    MAX_TIMEOUT_S,
     MAX_TOKENS,
 )
 from server.schema.body import Body
 from server.schema.grammar import ResponseFormat, StructuredOutputs
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+Timeout = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+
+
+def content_tag(value: object) -> str:
+    """Which member of a union of text and parts a value is of."""
+    return "<text>" if isinstance(value, str) else "<parts>"
 
 
 def as_list(value: object) -> object:
@@ -112,14 +128,43 @@ class DecodingBody(BaseModel):
     infill_length: int | None = Field(
         None, ge=1, le=65536, description="Positions to fill before a suffix."
     )
-    stream: Literal["final", "steps"] = Field(
+    drafts: Literal["ngram"] | None = Field(
+        None,
+        description="Where proposals come from: ngram looks up what followed the same tokens "
+        "before; the model's own canvas when left out.",
+    )
+    stream: Literal["final", "steps", "snapshots"] = Field(
         "final",
         description="What a stream carries: tokens that can no longer change, or these and the "
-        "canvas as it stands after a step.",
+        "canvas as it stands after a step, or these and the whole answer at every change.",
     )
     trace: bool = Field(
         default=False, description="Report step, kind and uncertainty of every token."
     )
+
+
+class PredictedPart(Body):
+    """A piece of a predicted text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Prediction(Body):
+    """Text that is mostly known, such as a file that is to be edited."""
+
+    type: Literal["content"]
+    content: Annotated[
+        Annotated[str, Tag("<text>")] | Annotated[list[PredictedPart], Tag("<parts>")],
+        Discriminator(content_tag),
+    ]
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
 
 
 class SamplingBody(Body):
@@ -183,7 +228,27 @@ class SamplingBody(Body):
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    prediction: Prediction | None = Field(
+        None, description="Text that the answer is likely to repeat; never changes the answer."
+    )
+    cache_salt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_CACHE_SALT_CHARACTERS,
+        description="Cached prompts are shared only with requests of the same salt.",
+    )
+    timeout: Timeout | None = Field(
+        None, description="Seconds after which the answer is given up with 504."
+    )
     decoding: DecodingBody | None = None
+
+
+class CompletionTokensDetails(BaseModel):
+    """Of a prediction's tokens: how many the answer confirmed, and how many were run in vain."""
+
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
+    reasoning_tokens: Literal[0] = 0
 
 
 class PromptTokensDetails(BaseModel):
@@ -214,6 +279,7 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
     decoding: DecodingUsage
 
 
@@ -235,11 +301,13 @@ class FrameBody(BaseModel):
     length: positions of the canvas
     set:    filled positions as [offset, token id, text, probability, kind, state]; state is
             draft (may change) or final
+    text:   of a snapshot: the text of all filled positions
     """
 
     step: int
     base: int
     length: int
+    text: str | None = None
     set: list[tuple[int, int, str, float, str, str]]
 
 

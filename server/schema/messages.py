@@ -11,7 +11,7 @@ from server.limits import (
     MAX_TOKENS,
 )
 from server.schema.body import Body
-from server.schema.common import DecodingBody, StopString
+from server.schema.common import DecodingBody, StopString, Timeout
 from server.schema.tools import ToolName
 
 
@@ -114,4 +114,5 @@ class MessagesBody(CountBody):
     stop_sequences: list[StopString] | None = Field(None, max_length=MAX_STOP_STRINGS)
     stream: bool | None = None
     seed: int | None = Field(None, ge=-MAX_SEED - 1, le=MAX_SEED)
+    timeout: Timeout | None = None
     decoding: DecodingBody | None = None

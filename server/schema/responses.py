@@ -12,7 +12,7 @@ from pydantic import (
 
 from server.limits import MAX_LOGPROBS, MAX_MESSAGES, MAX_SEED, MAX_TOKENS
 from server.schema.body import Body
-from server.schema.common import DecodingBody
+from server.schema.common import DecodingBody, Timeout
 from server.schema.tools import ToolName
 
 
@@ -142,4 +142,5 @@ class ResponsesBody(Body):
     parallel_tool_calls: bool | None = None
     seed: int | None = Field(None, ge=-MAX_SEED - 1, le=MAX_SEED)
     top_k: int | None = Field(None, ge=-1, le=MAX_TOKENS)
+    timeout: Timeout | None = None
     decoding: DecodingBody | None = None

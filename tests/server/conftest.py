@@ -65,11 +65,18 @@ Serve = Callable[..., AbstractAsyncContextManager[Served]]
 def serve(tokenizer) -> Serve:
     @asynccontextmanager
     async def running(
-        engine: ScriptedEngine | None = None, *, chat_template=None, rule=None, **flags
+        engine: ScriptedEngine | None = None,
+        *,
+        chat_template=None,
+        rule=None,
+        tracing=None,
+        **flags,
     ) -> AsyncIterator[Served]:
         engine = engine or ScriptedEngine()
         settings = load_settings(flags)
-        app = create_app(engine, tokenizer, chat_template or template(), settings, rule=rule)
+        app = create_app(
+            engine, tokenizer, chat_template or template(), settings, rule=rule, tracing=tracing
+        )
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),

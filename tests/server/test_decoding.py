@@ -59,6 +59,7 @@ async def test_every_knob_reaches_the_engine(serve):
         ({"infill_length": 4}, "decoding.infill_length"),
         ({"stream": "steps"}, "decoding.stream"),
         ({"stream": "snapshots"}, "decoding.stream"),
+        ({"stream": "moments"}, "decoding.stream"),
     ],
 )
 async def test_what_the_family_cannot_do_is_refused_before_the_engine(serve, decoding, param):

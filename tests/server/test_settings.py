@@ -16,6 +16,8 @@ SETTINGS = {
     "chat_template",
     "dtype",
     "quantization",
+    "mask_token_id",
+    "block_length",
     "max_model_len",
     "device",
     "max_num_seqs",
@@ -42,6 +44,7 @@ SETTINGS = {
     "api_key",
     "api_key_file",
     "allowed_origins",
+    "request_timeout",
     "strict_params",
     "metrics_compat",
     "playground",
@@ -106,6 +109,7 @@ def test_flags_are_typed_as_operators_know_them():
             "--api-key", "k1", "--api-key", "k2",
             "--strict-params",
             "--no-enable-prefix-caching",
+            "--no-cuda-graphs",
             "--drain-grace", "0.5",
         )
     )  # fmt: skip
