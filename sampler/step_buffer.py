@@ -27,10 +27,17 @@ class StepBuffer:
         self._used = 0
         self._wanted = _FIRST_BYTES
         self._host = self._device = torch.empty(0, dtype=torch.uint8)
+        self._copied: torch.cuda.Event | None = None
 
     def reset(self) -> None:
-        """Begin a step, with room for as much as any step before it needed."""
+        """Begin a step, with room for as much as any step before it needed.
+
+        Waits until the last step's copy was made: a step of a prompt that scores nothing is not
+        waited for, and its memory may still be waiting to be read.
+        """
         self._used = 0
+        if self._copied is not None:
+            self._copied.synchronize()
         if self._is_staged and self._wanted > self._host.numel():
             pinned = self.device.type == "cuda"
             self._host = torch.empty(self._wanted, dtype=torch.uint8, pin_memory=pinned)
@@ -58,3 +65,6 @@ class StepBuffer:
         used = min(self._used, self._host.numel())
         if self._is_staged and used:
             self._device[:used].copy_(self._host[:used], non_blocking=True)
+            if self.device.type == "cuda":
+                self._copied = self._copied or torch.cuda.Event()
+                self._copied.record()

@@ -48,3 +48,35 @@ def test_an_engine_with_a_staged_buffer_gives_the_same_answer():
     engine = hash_engine()
     engine._buffer = StepBuffer(torch.device("cpu"), is_staged=True)
     assert run_all(engine, one)["a"][0] == plain
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_step_that_is_not_waited_for_keeps_its_numbers():
+    buffer = StepBuffer(torch.device("cuda"))
+    busy = torch.randn(4096, 4096, device="cuda")
+    kept = []
+    for number in range(4):
+        buffer.reset()
+        placed = buffer.place(np.full(1000, number, dtype=np.int64))
+        for _ in range(20):
+            busy = busy @ busy
+        buffer.flush()
+        kept.append(placed.clone())
+    assert [int(one.unique()) for one in kept] == [0, 1, 2, 3]
+
+
+def test_the_memory_of_a_step_is_reused_when_its_copy_was_made():
+    class Event:
+        num_waits = 0
+
+        def synchronize(self):
+            self.num_waits += 1
+
+    buffer = StepBuffer(torch.device("cpu"), is_staged=True)
+    buffer.reset()
+    buffer._copied = Event()
+    buffer.place(np.arange(3))
+    assert buffer._copied.num_waits == 0
+    buffer.reset()
+    assert buffer._copied.num_waits == 1
