@@ -5,11 +5,19 @@ import json
 import pytest
 
 from sampler import DecodingMode, EngineConfig
+from sampler.engine_process import load_engine
 from server.bench import BenchLoad, bench, percentile
 from server.cli import main
 from server.complete import CompleteOptions, complete
-from server.model_source import TextSide, engine_config, find_model, model_name
+from server.model_source import (
+    TextSide,
+    engine_config,
+    find_model,
+    model_name,
+    read_text_side,
+)
 from server.settings import SettingsError, load_settings
+from tests.end_to_end.conftest import write_checkpoint
 from tests.server.scripted_engine import ScriptedEngine, saying, template
 
 
@@ -185,3 +193,22 @@ def test_a_broken_model_is_refused_in_one_sentence(tmp_path, capsys):
     assert code == 1
     assert error.startswith("estuary: ")
     assert "\n" not in error
+
+
+def test_what_a_checkpoint_does_not_say_is_said_to_engine_and_text_side_alike(golden, tmp_path):
+    model = write_checkpoint(golden, "sdar", tmp_path)
+    flags = {"model": str(model), "mask_token_id": 7, "block_length": 8}
+    settings = load_settings(flags)
+    rule = read_text_side(model, settings).rule
+    config = engine_config(settings, model)
+    assert (rule.mask_token_id, rule.block_length) == (7, 8)
+    assert (config.mask_token_id, config.block_length) == (7, 8)
+
+
+def test_the_engine_loads_a_model_with_what_it_was_told(golden, tmp_path):
+    model = write_checkpoint(golden, "sdar", tmp_path)
+    config = EngineConfig(
+        model=str(model), dtype="float32", device="cpu", block_length=8, cache_bytes=1 << 20
+    )
+    engine, info = load_engine(config)
+    assert engine.family.block_length == info.block_length == 8

@@ -367,3 +367,10 @@ def neutral_modulation(stored):
             gates[2::3] = 1.0
             changed[name] = gates.flatten()
     return changed
+
+
+@pytest.mark.parametrize("overrides", [{"mask_token_id": 5}, {"block_length": 8}])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_what_has_no_blocks_takes_no_block_length(name, overrides):
+    with pytest.raises(CheckpointError, match="cannot be set"):
+        rule_of(named(name), **overrides)

@@ -176,10 +176,12 @@ def resolve_rule(
 ) -> FamilyRule:
     """Fill in mask id and block length: operator, config.json, tokenizer, the family's constant.
 
-    Raises CheckpointError when no mask id fits the vocabulary or a block length is below 1.
+    Raises CheckpointError when no mask id fits the vocabulary, a block length is below 1, or one
+    of them is set for a family that has neither.
     """
     rule = family.rule
     if not rule.drafts:
+        _refuse_overrides(family, overrides)
         return rule
     mask_id = _first(
         overrides.mask_token_id,
@@ -199,6 +201,14 @@ def resolve_rule(
     if block_length is not None and block_length < 1:
         raise CheckpointError(f"a block length must be at least 1, got {block_length}")
     return replace(rule, mask_token_id=mask_id, block_length=block_length)
+
+
+def _refuse_overrides(family: Family, overrides: RuleOverrides) -> None:
+    if overrides != RuleOverrides():
+        raise CheckpointError(
+            f"{family.name} models have no mask token and no blocks: mask_token_id and "
+            "block_length cannot be set"
+        )
 
 
 def _field(fields: ConfigFields, names: tuple[str, ...]) -> int | None:
