@@ -1,0 +1,108 @@
+"""Differentiable parts shared by the networks that are trained: norms, rotary, attention.
+
+The serving networks run on pages and have no gradients; these compute the same on dense tensors.
+
+Shapes: B texts, S rows of each, n of them settled, d hidden width, H heads, D head width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_ROTARY_THETA = 10000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Visibility:
+    """What rows see: the first `num_causal` those before them and themselves, the others `rest`.
+
+    rest: [B, S - num_causal, S] bool, true where a row sees another; None when there is no other
+    """
+
+    num_causal: int
+    rest: Tensor | None = None
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square norm, in float32 whatever the stream is."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise rows [..., d]."""
+        return functional.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
+
+
+class PlainLayerNorm(nn.Module):
+    """Layer norm with a weight and no bias, in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise rows [..., d]."""
+        return functional.layer_norm(x.float(), self.weight.shape, self.weight, None, self.eps)
+
+
+def rotary_table(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [B, 1, S, D] float32 of positions [B, S]; both halves alike."""
+    pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
+    angles = positions.unsqueeze(-1) * _ROTARY_THETA ** (-pairs / head_dim)
+    angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn heads [B, H, S, D] by their positions, halves against each other (NeoX's order)."""
+    low, high = x.float().chunk(2, dim=-1)
+    cos, sin = table
+    return (x * cos + torch.cat((-high, low), dim=-1) * sin).to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, sees: Visibility) -> Tensor:
+    """Attention of q [B, H, S, D] over k, v [B, H_kv, S, D]: rows [B, S, H * D]."""
+    k, v = (_for_every_query_head(x, q.shape[1]) for x in (k, v))
+    n = sees.num_causal
+    parts = []
+    if n:
+        parts.append(
+            functional.scaled_dot_product_attention(
+                q[:, :, :n], k[:, :, :n], v[:, :, :n], is_causal=True
+            )
+        )
+    if sees.rest is not None:
+        parts.append(
+            functional.scaled_dot_product_attention(
+                q[:, :, n:], k, v, attn_mask=sees.rest.unsqueeze(1)
+            )
+        )
+    return torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
+
+
+def _for_every_query_head(x: Tensor, num_heads: int) -> Tensor:
+    return x.repeat_interleave(num_heads // x.shape[1], dim=1)
+
+
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    """Rows [B, S, H * D] as heads [B, H, S, D]."""
+    return x.view(*x.shape[:2], -1, head_dim).transpose(1, 2)
+
+
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-probability in nats of targets [...] under logits [..., V], float32."""
+    flat = functional.cross_entropy(
+        logits.float().flatten(0, -2), targets.flatten(), reduction="none"
+    )
+    return flat.view(targets.shape)
+
+
+def mean_where(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of the chosen values, 0 when none is."""
+    return (values * chosen).sum() / chosen.sum().clamp(min=1)
