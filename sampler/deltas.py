@@ -116,6 +116,7 @@ class DeltaWriter:
         kinds = np.bincount(table.kinds[seat, start:stop], minlength=len(TOKEN_KINDS))
         table.kind_counts[seat] += kinds
         table.emitted[seat] = stop
+        failure = _failure(record) if finish is FinishReason.ERROR else None
         delta = Delta(
             request_id=record.request.id,
             token_ids=token_ids,
@@ -125,6 +126,9 @@ class DeltaWriter:
             frame=frame,
             finish=finish,
             stop_token_id=self._stop_token(seat, token_ids, finish),
+            error=failure,
+            is_refusal=failure is not None,
+            error_field=None if failure is None else "response_format",
             stats=None if finish is None else self._stats(seat, stop=stop, now_s=now_s),
         )
         if finish is not None:
@@ -189,7 +193,8 @@ class DeltaWriter:
             return stop + 1, FinishReason.STOP
         constraint = self._record(seat).constraint
         if constraint is not None and constraint.is_done:
-            return int(table.prompt_length[seat]) + constraint.num_consumed, FinishReason.STOP
+            finish = FinishReason.STOP if constraint.failure is None else FinishReason.ERROR
+            return int(table.prompt_length[seat]) + constraint.num_consumed, finish
         if filled >= limit:
             return limit, FinishReason.LENGTH
         if table.order is not None:
@@ -227,6 +232,12 @@ class DeltaWriter:
 
     def _record(self, seat: int) -> SeatRecord:
         return self.scheduler.record(seat)
+
+
+def _failure(record: SeatRecord) -> str:
+    """Why an answer failed: its grammar grew beyond the parser's limits, or into a dead end."""
+    assert record.constraint is not None, "only grammars end answers with an error"
+    return f"the grammar cannot be kept: {record.constraint.failure}"
 
 
 def _alternatives(row: int, scores: HostScores, num_top: int) -> tuple[tuple[int, float], ...]:

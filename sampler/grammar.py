@@ -16,6 +16,8 @@ from sampler.errors import RequestError
 from sampler.request import GrammarKind, GrammarSpec
 from weights import Tokenizer
 
+_COMPLAINT_CHARACTERS = 500
+
 
 class Constraint:
     """The state of one answer's grammar.
@@ -32,6 +34,15 @@ class Constraint:
     def is_done(self) -> bool:
         """Whether nothing can follow what was taken."""
         return bool(self._matcher.is_stopped())
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing that the grammar allows can follow, though it is not finished either."""
+        if not self.is_done or self._matcher.is_accepting():
+            return None
+        if str(self._matcher.stop_reason()).startswith("NoExtension"):
+            return "it allows no answer"
+        return str(self._matcher.get_error()).partition("\n")[0][:_COMPLAINT_CHARACTERS]
 
     def mask(self) -> NDArray[np.int32]:
         """Tokens that may come next, as bits [ceil(V / 32)] int32."""
@@ -85,11 +96,18 @@ class Grammars:
         """Start an answer; raises RequestError when the grammar does not compile."""
         matcher = LLMatcher(self._tokenizer, _source(spec))
         if matcher.is_error():
-            complaint = matcher.get_error().splitlines()[0][:500]
+            complaint = matcher.get_error().splitlines()[0][:_COMPLAINT_CHARACTERS]
             raise RequestError(
                 f"the grammar does not compile: {complaint}", field="response_format"
             )
-        return Constraint(matcher, vocabulary_size=self._vocabulary_size)
+        constraint = Constraint(matcher, vocabulary_size=self._vocabulary_size)
+        # A grammar that allows nothing at all is only found out when it is asked.
+        constraint.mask()
+        if constraint.failure is not None:
+            raise RequestError(
+                f"the grammar cannot be kept: {constraint.failure}", field="response_format"
+            )
+        return constraint
 
 
 class _Words:
