@@ -189,12 +189,13 @@ class DeltaWriter:
         limit = int(table.limit[seat])
         filled = self._filled(seat, start, limit)
         stop = self._first_stop(seat, start, filled)
+        constraint = self._record(seat).constraint
+        if constraint is not None and constraint.failure is not None:
+            return int(table.prompt_length[seat]) + constraint.num_consumed, FinishReason.ERROR
         if stop is not None:
             return stop + 1, FinishReason.STOP
-        constraint = self._record(seat).constraint
         if constraint is not None and constraint.is_done:
-            finish = FinishReason.STOP if constraint.failure is None else FinishReason.ERROR
-            return int(table.prompt_length[seat]) + constraint.num_consumed, finish
+            return int(table.prompt_length[seat]) + constraint.num_consumed, FinishReason.STOP
         if filled >= limit:
             return limit, FinishReason.LENGTH
         if table.order is not None:

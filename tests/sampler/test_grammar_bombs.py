@@ -111,8 +111,9 @@ def test_a_grammar_that_grows_too_large_fails_its_own_request_only(grammars, rul
 
 def test_an_answer_that_cannot_go_on_ends_with_an_error_and_not_with_a_stop(grammars):
     engine = hash_engine(grammars=grammars)
-    spec = GrammarSpec(GrammarKind.REGEX, GROWING[0])
-    bomb = request("a", [5], max_tokens=100, min_tokens=99, grammar=spec)
+    spec = GrammarSpec(GrammarKind.REGEX, GROWING[0] + "b")
+    no_end = ((CharacterTokenizer().encode("b", add_special_tokens=False)[0], float("-inf")),)
+    bomb = request("a", [5], max_tokens=100, logit_bias=no_end, grammar=spec)
     answers = run_constrained(engine, [bomb])
     last = answers["a"][1][-1]
     assert last.finish is FinishReason.ERROR
