@@ -1,4 +1,4 @@
-"""`estuary`: serve, fetch, complete, bench, score and convert from the shell."""
+"""`estuary`: serve, fetch, complete, bench, score, convert and train from the shell."""
 
 import argparse
 import asyncio
@@ -31,6 +31,7 @@ from server.state import package_version
 from server.tracing import tracing_of_environment
 from weights.convert import convert_lightning
 from weights.errors import CheckpointError, FetchError, TemplateError
+from weights.training.recipes import RECIPES
 
 EXIT_USAGE = 2
 
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     _add_score(commands)
     _add_convert(commands)
+    _add_train(commands)
     return parser
 
 
@@ -207,6 +209,16 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.set_defaults(command=_convert, print_config=False, config=None)
 
 
+def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "Train a small model with one of the project's recipes."
+    parser = commands.add_parser("train", help=text, description=text)
+    recipes = parser.add_subparsers(title="recipes", required=True, metavar="RECIPE")
+    for recipe in RECIPES:
+        command = recipes.add_parser(recipe.name, help=recipe.summary, description=recipe.summary)
+        recipe.add_flags(command)
+        command.set_defaults(command=_train, recipe=recipe, print_config=False, config=None)
+
+
 def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
     del arguments
     set_up_logging(form=settings.log_format, level=settings.log_level)
@@ -321,4 +333,10 @@ def _convert(settings: Settings, arguments: argparse.Namespace) -> int:
         tokenizer_folder=arguments.tokenizer,
     )
     print(arguments.folder)
+    return EXIT_OK
+
+
+def _train(settings: Settings, arguments: argparse.Namespace) -> int:
+    set_up_logging(form=settings.log_format, level=settings.log_level)
+    print(arguments.recipe.run(arguments))
     return EXIT_OK
