@@ -62,3 +62,17 @@ def test_rows_of_a_strided_input(device):
 def test_zeros_stay_zeros(device):
     normed = rms_norm(torch.zeros(2, 8, device=device), torch.ones(8, device=device), 1e-6)
     assert normed.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_multiply_before_the_result_is_rounded(dtype, device):
+    """Rounding in between, as some authors' code does, gives other numbers in half precision."""
+    x, weight = draw((64, 576), dtype, device)
+    wide = x.float() * torch.rsqrt(x.float().pow(2).mean(1, keepdim=True) + 1e-5)
+    once = (wide * weight.float()).to(dtype)
+    twice = wide.to(dtype) * weight
+    assert not torch.equal(once, twice)
+    normed = rms_norm(x, weight, 1e-5)
+    error = (normed.double() - (wide.double() * weight.double())).abs().mean()
+    assert error < 1.01 * (once.double() - wide.double() * weight.double()).abs().mean()
+    assert error < 0.9 * (twice.double() - wide.double() * weight.double()).abs().mean()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sampler.request import FinishReason, TokenKind
-from tests.tiny import VOCABULARY, check_engine, collect, hash_engine, request, run_all
+from tests.tiny import EOS, VOCABULARY, check_engine, collect, hash_engine, request, run_all
 from weights.families import (
     AcceptanceDefaults,
     DraftLimit,
@@ -266,6 +266,19 @@ def test_an_answer_ends_at_its_first_stop_token(name):
     assert tokens == full["a"][0][: full["a"][0].index(stop) + 1]
     assert deltas[-1].finish is FinishReason.STOP
     assert engine.scheduler.pool.num_held == 0
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_an_end_of_text_in_the_prompt_ends_nothing(name):
+    """Published loops that look for it from position 0 on cut such answers to nothing."""
+    rule, decoding = RULES[name]
+    one = request("a", [5, EOS, 6, EOS, 7], max_tokens=8, decoding=decoding)
+    full = run_all(hash_engine(rule), one)["a"][0]
+    stops = replace(one, params=replace(one.params, ignore_eos=False))
+    tokens, deltas = run_all(hash_engine(rule), stops)["a"]
+    is_stopped = EOS in full
+    assert tokens == (full[: full.index(EOS) + 1] if is_stopped else full)
+    assert deltas[-1].finish is (FinishReason.STOP if is_stopped else FinishReason.LENGTH)
 
 
 @pytest.mark.parametrize("name", RULES)
