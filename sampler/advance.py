@@ -17,6 +17,8 @@ from sampler.decoding import CacheKind, Mode
 from sampler.deltas import DeltaWriter
 from sampler.engine_metrics import EngineMetrics
 from sampler.grammar import Constraint
+from sampler.latent_advance import evolve, follow_branch, slide
+from sampler.latent_spans import LatentSpans
 from sampler.messages import TokenBatch
 from sampler.plan import Plan
 from sampler.rank_spans import RankSpans
@@ -69,11 +71,14 @@ class Advance:
         if scored.is_given.any():
             self.deltas.collect_prompt_logprobs(scored, scores)
         drawn = np.flatnonzero(~scored.is_given)
+        evolved = self._evolve(drawn, step)
+        drawn = drawn[~np.isin(scored.seats[drawn], evolved)]
         kinds, seats = scored.kinds[drawn], scored.seats[drawn]
         verifies = table.stage[seats] == Stage.VERIFY
         appends = (kinds == RowKind.SETTLE) & ~verifies
         appended = self._append(drawn[appends], step)
         moved = [
+            *evolved,
             *self._open_drawn(drawn[appends], step),
             *self._verify(drawn[verifies & (kinds != RowKind.CHECK)], step),
             *self._check(drawn[kinds == RowKind.CHECK], step),
@@ -81,6 +86,96 @@ class Advance:
         ]
         self._report_rounds(step)
         return self.deltas.write(appended, moved, now_s=now_s)
+
+    def _evolve(self, rows: IntArray, step: _Step) -> list[int]:
+        """All that happens to sequences with latent canvases but for those that decode by AR."""
+        table, scored = self.table, step.scored
+        if not isinstance(self.rule, LatentSpans):
+            return []
+        rows = rows[table.mode[scored.seats[rows]] != Mode.AR]
+        by_canvas = table.mode[scored.seats[rows]] == Mode.DIFFUSION
+        return [*self._follow(rows[~by_canvas], step), *self._move(rows[by_canvas], step)]
+
+    def _follow(self, rows: IntArray, step: _Step) -> list[int]:
+        """Verify proposals, and propose what the branch behind the confirmed ones drafted."""
+        table, scored = self.table, step.scored
+        seats = scored.seats[rows]
+        starts = table.final[seats]
+        is_draft = scored.kinds[rows] == RowKind.DRAFT
+        table.attempts[seats[is_draft], scored.positions[rows[is_draft]]] += 1
+        moved = self._verify(rows[~is_draft], step)
+        for seat in moved:
+            own = seats == seat
+            confirmed = int(table.settled[seat] - starts[own][0])
+            drafted = rows[own & is_draft]
+            if drafted.size:
+                follow_branch(
+                    seat,
+                    drafted,
+                    confirmed=confirmed,
+                    table=table,
+                    scored=scored,
+                    scores=step.scores,
+                )
+        return moved
+
+    def _move(self, rows: IntArray, step: _Step) -> list[int]:
+        """Fill positions whose latents are ready, move the others, slide canvases on."""
+        table, scored = self.table, step.scored
+        if rows.size == 0:
+            return []
+        assert isinstance(self.rule, LatentSpans), "only latents move"
+        evolved = evolve(
+            rows,
+            scored,
+            step.scores,
+            table,
+            self.rule,
+            vocabulary_size=self.vocabulary.size,
+        )
+        decision = Decision(evolved.rows, evolved.is_ready, np.zeros_like(evolved.is_ready))
+        self._hold_to_grammars(decision, step)
+        table.attempts[scored.seats[evolved.rows], scored.positions[evolved.rows]] += 1
+        for kind, chosen in (
+            (TokenKind.AR, decision.accepted & evolved.is_exact),
+            (TokenKind.DIFFUSION, decision.accepted & ~evolved.is_exact),
+        ):
+            self._fill(evolved.rows[chosen], step, kind)
+        moved: list[int] = np.unique(scored.seats[rows]).tolist()
+        uncertain = self._uncertainty(evolved.rows, step)
+        for seat in moved:
+            self._slide(seat, evolved.rows, uncertain, step)
+        return moved
+
+    def _fill(self, rows: IntArray, step: _Step, kind: TokenKind) -> None:
+        """Give positions of canvases the tokens that were drawn for them."""
+        table, scored = self.table, step.scored
+        seats, positions = scored.seats[rows], scored.positions[rows]
+        self._note(rows[table.is_special[seats]], step, kind)
+        table.tokens[seats, positions] = step.scores.token[rows]
+        table.is_open[seats, positions] = False
+        table.kinds[seats, positions] = TOKEN_KINDS.index(kind)
+        table.confidence[seats, positions] = step.scores.probability[rows]
+        self.metrics.accepted_entropy.observe_many(step.scores.entropy[rows])
+        if kind is TokenKind.AR:
+            self.metrics.tokens_ar += rows.size
+        else:
+            self.metrics.tokens_diffusion += rows.size
+
+    def _slide(
+        self, seat: int, rows: IntArray, uncertain: NDArray[np.float64], step: _Step
+    ) -> None:
+        table, scored = self.table, step.scored
+        own = scored.seats[rows] == seat
+        middle = table.final[seat] + max(int(table.width_now[seat]) // 2, 1)
+        left = uncertain[own & (scored.positions[rows] < middle)]
+        table.canvas_steps[seat] += 1
+        self.metrics.rows_wasted += int(own.sum()) - int(
+            (~table.is_open[seat, scored.positions[rows[own]]]).sum()
+        )
+        slide(seat, mean_uncertainty=float(left.mean()) if left.size else None, table=table)
+        if table.final[seat] < table.limit[seat]:
+            self.rule.open_canvas(table, seat)
 
     def _append(self, rows: IntArray, step: _Step) -> IntArray:
         """Make the drawn token of autoregressive sequences final; their seats."""

@@ -26,7 +26,6 @@ IntArray = NDArray[np.int64]
 # Width 0 is AR; a window of one row drafts nothing.
 WIDTHS = (0, 2, 4, 8, 16, 32, 64, 128)
 WIDEST = WIDTHS[-1]
-_STEPS_OF_A_ROUND = 2
 # Tokens per row; below the first no row is worth the electricity, and at the last every
 # sequence decodes by AR, as no draft is confirmed more often than always.
 _NUM_PRICES = 64
@@ -64,12 +63,14 @@ class RoundCosts:
     scored_rows: rows whose scores are computed
     most_rows:   rows of the larger one of its two steps, [W] int64
     num_certain: first drafts that see all that their verifying rows see, and are always confirmed
+    steps:       of a round: drafts are verified in the step after, or in the one that drafts on
     """
 
     rows: FloatArray
     scored_rows: FloatArray
     most_rows: IntArray
     num_certain: int = 0
+    steps: int = 2
 
 
 def canvas_costs() -> RoundCosts:
@@ -83,11 +84,19 @@ def canvas_costs() -> RoundCosts:
 def rank_costs() -> RoundCosts:
     """Any order: w masks are drafted, then w tokens and w masks behind them verify; one settles."""
     widths = np.array(WIDTHS, dtype=np.float64)
-    rows, scored = (3 * widths + 1) / _STEPS_OF_A_ROUND, widths.copy()
+    rows, scored = (3 * widths + 1) / 2, widths.copy()
     rows[0], scored[0] = 2.0, 1.0
     most = (2 * widths + 1).astype(np.int64)
     most[0] = 2
     return RoundCosts(rows=rows, scored_rows=scored, most_rows=most, num_certain=1)
+
+
+def branch_costs() -> RoundCosts:
+    """Latent branches: w rows verify, and w branches of w - 1 rows draft on in the same step."""
+    widths = np.array(WIDTHS, dtype=np.float64)
+    rows = widths * widths
+    rows[0] = 1.0
+    return RoundCosts(rows=rows, scored_rows=rows, most_rows=rows.astype(np.int64), steps=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +248,7 @@ class Balance:
         """Expected tokens per step [n, W]."""
         gains = model.expected_tokens(seats)
         gains += self._costs.num_certain
-        gains *= 1 / _STEPS_OF_A_ROUND
+        gains *= 1 / self._costs.steps
         gains *= self._allowed[seats]
         gains[:, 0] = 1.0
         return gains
@@ -253,7 +262,7 @@ class Balance:
             return
         rows = self._costs.rows
         best = model.best_expected(_PROBE_COLUMN) + self._costs.num_certain
-        best /= _STEPS_OF_A_ROUND
+        best /= self._costs.steps
         due &= self._cap[seats] >= WIDTHS[_PROBE_COLUMN]
         # Only where drafts seem useless; where they are but too expensive, all is known.
         due[due] = (self._gains(model, seats[due]) <= 1.0 + _STICKINESS).all(1)
@@ -313,7 +322,7 @@ class Balance:
         """Tokens gained per step, rows and scored rows of all of ours, at every price: [P] each."""
         counts, caps, tokens = self.acceptance.group_tokens(ours, self._cap[ours])
         tokens += self._costs.num_certain
-        tokens *= 1 / _STEPS_OF_A_ROUND
+        tokens *= 1 / self._costs.steps
         tokens[:, 0] = 1.0
         tokens[self._widths >= 2 * caps[:, None]] = 0.0
         columns = (tokens - self._paid).argmax(2)  # [P, L]

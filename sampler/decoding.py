@@ -9,6 +9,8 @@ from enum import IntEnum
 
 from sampler.acceptance import RULES, Preference, Rule
 from sampler.errors import RequestError
+from sampler.latent_knobs import Branches, LatentKnobs, resolve_latent
+from sampler.latent_table import LARGEST_LATENT_WIDTH
 from sampler.request import DecodingMode, DecodingParams, SamplingParams
 from weights.families import FamilyRule, Order, Settle, Speaks
 
@@ -18,6 +20,9 @@ DEFAULT_FACTOR = 1.0
 DEFAULT_MARGIN = 0.5
 DEFAULT_WIDTH = 16
 LARGEST_WIDTH = 1024
+# Of verified latent canvases, whose branches take width times width rows.
+LARGEST_BRANCH_WIDTH = 16
+DEFAULT_BRANCH_WIDTH = 4
 # Of any-order drafts, whose number no block limits.
 LARGEST_AUTO_WIDTH = 32
 
@@ -89,6 +94,8 @@ class Decoding:
     alpha_0: float
     sub_context: int
     remask: float
+    branches: Branches
+    latent: LatentKnobs
 
 
 def resolve_decoding(sampling: SamplingParams, rule: FamilyRule) -> Decoding:
@@ -114,7 +121,7 @@ def resolve_decoding(sampling: SamplingParams, rule: FamilyRule) -> Decoding:
     return Decoding(
         mode=mode,
         is_auto=is_auto,
-        width=_width(params, rule, block_length, is_auto=is_auto),
+        width=_width(params, rule, block_length, mode, is_auto=is_auto),
         block_length=block_length,
         sub_block_length=_sub_block_length(params, rule, block_length),
         rule=known.rule,
@@ -134,7 +141,28 @@ def resolve_decoding(sampling: SamplingParams, rule: FamilyRule) -> Decoding:
         alpha_0=_alpha_0(params, rule),
         sub_context=_sub_context(params, rule),
         remask=_remask(sampling, rule),
+        branches=_branches(params, rule),
+        latent=_latent(params, rule),
     )
+
+
+def _branches(params: DecodingParams, rule: FamilyRule) -> Branches:
+    if params.branches is None:
+        return Branches.ALL
+    names = {branches.name.lower(): branches for branches in Branches}
+    if rule.latent is None or Mode.SPECULATIVE.name.lower() not in rule.modes:
+        raise _refusal("branches", "needs a model whose latent canvas drafts for itself")
+    if params.branches not in names:
+        raise _refusal(
+            "branches", f"must be one of {_listed(tuple(names))}, got {params.branches!r}"
+        )
+    return names[params.branches]
+
+
+def _latent(params: DecodingParams, rule: FamilyRule) -> LatentKnobs:
+    if params.evo is not None and rule.latent is None:
+        raise _refusal("evo", "needs a model with a latent canvas")
+    return resolve_latent(params.evo)
 
 
 def _mode(params: DecodingParams, rule: FamilyRule) -> Mode:
@@ -175,10 +203,17 @@ def _block_length(params: DecodingParams, rule: FamilyRule, max_tokens: int) -> 
     return asked or rule.block_length or max_tokens
 
 
-def _width(params: DecodingParams, rule: FamilyRule, block_length: int, *, is_auto: bool) -> int:
+def _width(
+    params: DecodingParams, rule: FamilyRule, block_length: int, mode: Mode, *, is_auto: bool
+) -> int:
     asked = _positive("width", params.width)
-    if asked is not None and asked > LARGEST_WIDTH:
-        raise _refusal("width", f"must be at most {LARGEST_WIDTH}, got {asked}")
+    largest = LARGEST_WIDTH
+    if rule.latent is not None:
+        largest = LARGEST_LATENT_WIDTH if mode is not Mode.SPECULATIVE else LARGEST_BRANCH_WIDTH
+    if asked is not None and asked > largest:
+        raise _refusal("width", f"must be at most {largest}, got {asked}")
+    if asked is None and rule.latent is not None and mode is Mode.SPECULATIVE:
+        return LARGEST_BRANCH_WIDTH if is_auto else DEFAULT_BRANCH_WIDTH
     if asked is not None or rule.width is not None:
         return asked or rule.width or DEFAULT_WIDTH
     if rule.order is Order.LEFT_TO_RIGHT:
@@ -193,7 +228,7 @@ def _sub_block_length(params: DecodingParams, rule: FamilyRule, block_length: in
 
 def _rule_name(params: DecodingParams, rule: FamilyRule) -> str:
     name = params.rule or _implied_rule(params) or rule.acceptance.rule
-    if name == "verified":
+    if name in ("verified", "latent"):
         return "threshold"
     if name not in RULES:
         raise _refusal("rule", f"must be one of {_listed(tuple(RULES))}, got {name!r}")

@@ -10,13 +10,15 @@ import torch
 
 from kernels import KVCache, allocate_kv_cache, page_bytes
 from sampler.advance import Advance
-from sampler.balance import Balance, canvas_costs, rank_costs
+from sampler.balance import Balance, branch_costs, canvas_costs, rank_costs
 from sampler.canvas_spans import CanvasSpans
 from sampler.decoding import Mode, resolve_decoding
 from sampler.engine_config import EngineConfig
 from sampler.engine_metrics import EngineMetrics
 from sampler.errors import PromptTooLong, RequestError
 from sampler.grammar import Grammars
+from sampler.latent_spans import LatentSpans
+from sampler.latent_table import LatentTable
 from sampler.messages import ModelInfo, StepOutput, TokenBatch
 from sampler.plan import Plan
 from sampler.prediction import check_prediction
@@ -83,6 +85,9 @@ class Engine:
             page_size=config.page_size,
             any_order=isinstance(self.rule, RankSpans | WindowSpans),
         )
+        if isinstance(self.rule, LatentSpans):
+            self.table.latents = LatentTable(config.max_sequences)
+            self.table.most_entries = limits.num_pages * config.page_size
         self.step_time = StepTimeModel()
         self.scheduler = Scheduler(
             table=self.table,
@@ -230,9 +235,12 @@ class Engine:
 
     def _new_balance(self) -> Balance | None:
         """The balance of a family that can verify drafts; others have nothing to choose."""
-        if not isinstance(self.rule, CanvasSpans | RankSpans):
+        if isinstance(self.rule, LatentSpans):
+            costs = branch_costs()
+        elif isinstance(self.rule, CanvasSpans | RankSpans):
+            costs = rank_costs() if isinstance(self.rule, RankSpans) else canvas_costs()
+        else:
             return None
-        costs = rank_costs() if isinstance(self.rule, RankSpans) else canvas_costs()
         return Balance(num_seats=self.config.max_sequences, costs=costs, step_time=self.step_time)
 
     def _build(self, plan: Plan) -> StepInput:

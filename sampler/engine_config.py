@@ -18,9 +18,11 @@ class EngineConfig:
     max_rows:       row budget of a step
     max_context:    prompt and answer together, in tokens, or None for the model's own limit
     mask_token_id, block_length: of a diffusion checkpoint that does not say them, or None
+    canvas_adapter: folder of a canvas adapter made for the model, or None
     cache_bytes:    memory of the cache, or None: 90 % of what is free on a GPU, 2 GiB on a CPU
     max_waiting:    requests that may wait beside those that run
     prefix_caching: whether settled pages are kept for later prompts
+    cuda_graphs:    whether small steps are captured at the start and replayed, on a GPU
     num_threads:    CPU threads of the network, or None for one a core
     seed:           seeds requests that bring none
     """
@@ -35,9 +37,11 @@ class EngineConfig:
     max_context: int | None = None
     mask_token_id: int | None = None
     block_length: int | None = None
+    canvas_adapter: str | None = None
     cache_bytes: int | None = None
     max_waiting: int = 1024
     prefix_caching: bool = True
+    cuda_graphs: bool = True
     num_threads: int | None = None
     seed: int = 0
 

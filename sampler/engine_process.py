@@ -19,9 +19,12 @@ from pathlib import Path
 import msgspec
 import torch
 
+from kernels import record_graph
 from sampler.engine import Engine, EngineLimits, cache_for, model_info
 from sampler.engine_config import EngineConfig
 from sampler.grammar import Grammars
+from sampler.graph_runner import GraphRunner, graph_runner
+from sampler.latent_store import LatentStore
 from sampler.messages import (
     FRAME_HEADER_BYTES,
     Cancel,
@@ -137,6 +140,7 @@ def load_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
             mask_token_id=config.mask_token_id, block_length=config.block_length
         ),
         context_length=config.max_context,
+        canvas_adapter=None if config.canvas_adapter is None else Path(config.canvas_adapter),
     )
     rule = model.family.rule
     cache = cache_for(
@@ -149,8 +153,22 @@ def load_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
         mask_id=rule.mask_token_id,
         mask_is_hidden=rule.suppresses_mask,
     )
+    latents = None
+    if model.network.latent is not None:
+        latents = LatentStore(model.network.latent, num_seats=config.max_sequences)
+    eager = Runner(model.network, cache, latents)
+    runner: Runner | GraphRunner = eager
+    if device.type == "cuda" and config.cuda_graphs:
+        runner = graph_runner(
+            eager,
+            record=record_graph(device),
+            rule=rule,
+            config=config,
+            context_length=context_length,
+            suppressed=vocabulary.hidden_ids,
+        )
     engine = Engine(
-        runner=Runner(model.network, cache),
+        runner=runner,
         rule=rule,
         vocabulary=vocabulary,
         grammars=None

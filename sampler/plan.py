@@ -22,6 +22,9 @@ class Plan:
     draft_limit:    entries that a draft sees at most
     checks:         the drafts are masks that verify the proposals, one each at its position: such
                     a row sees what is before the proposal, and itself
+    branch_width:   the drafts are branches of so many rows, 0 for none: a row sees the text, the
+                    proposals that its branch takes as accepted, and its own branch
+    branches:       how many; one each for 0, 1, 2, ... accepted proposals, or only one, for all
     """
 
     seats: IntArray
@@ -34,6 +37,8 @@ class Plan:
     causal_drafts: NDArray[np.bool_]
     draft_limit: IntArray
     checks: NDArray[np.bool_]
+    branch_width: IntArray | None = None
+    branches: IntArray | None = None
 
     @property
     def num_spans(self) -> int:
@@ -58,4 +63,6 @@ class Plan:
             causal_drafts=self.causal_drafts[mask],
             draft_limit=self.draft_limit[mask],
             checks=self.checks[mask],
+            branch_width=None if self.branch_width is None else self.branch_width[mask],
+            branches=None if self.branches is None else self.branches[mask],
         )

@@ -63,6 +63,34 @@ class GrammarSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class EvoParams:
+    """The `decoding.evo` object: how latents move (`latent_moves.py`); None is the default.
+
+    delta_min, delta_max: progress falls by at least and at most so much in a step, in [0, 1]
+    finalize_uncertainty: a position is ready below this once its progress is at most t_plan
+    jump_uncertainty:     a position is ready below this at any progress
+    uncertainty:          entropy, confidence or margin
+    t_ar, t_plan:         mean uncertainty at which the canvas narrows to one, and is whole
+    max_refine_steps:     steps without any position ready, until the first one is drawn
+    renoise:              uncertain positions may go back to a higher progress
+    hysteresis:           by how much the wanted progress must exceed the present one for that
+    ode:                  euler or heun
+    """
+
+    delta_min: float | None = None
+    delta_max: float | None = None
+    finalize_uncertainty: float | None = None
+    jump_uncertainty: float | None = None
+    uncertainty: str | None = None
+    t_ar: float | None = None
+    t_plan: float | None = None
+    max_refine_steps: int | None = None
+    renoise: bool = False
+    hysteresis: float | None = None
+    ode: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DecodingParams:
     """The `decoding` object of a request; None means the family's default.
 
@@ -88,6 +116,8 @@ class DecodingParams:
     remask:         largest share of a canvas's filled positions that a step reopens (ReMDM),
                     in [0, 1)
     infill_length:  positions to fill before a given suffix
+    branches:       all, full or none: for which acceptances a verifying step drafts on
+    evo:            how latents move
     drafts:         ngram: proposals come from the text so far and not from a canvas
     frames:         report the canvas as it stands after every step
     trace:          report step, kind and uncertainty of every token
@@ -114,6 +144,8 @@ class DecodingParams:
     cache: str | None = None
     remask: float | None = None
     infill_length: int | None = None
+    branches: str | None = None
+    evo: EvoParams | None = None
     drafts: str | None = None
     frames: bool = False
     trace: bool = False

@@ -1,6 +1,6 @@
 """`Runner`: the network and the scoring of one step, and the one copy of the result to the host."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from kernels import KVCache, RowScores, ScoreSpec, score_rows
+from sampler.latent_store import LatentStore
 from sampler.step_input import StepInput
 from weights.network import Network
 
@@ -46,26 +47,41 @@ class StepRunner(Protocol):
 class Runner:
     """Runs steps of one network over one cache."""
 
-    def __init__(self, network: Network, cache: KVCache) -> None:
+    def __init__(
+        self, network: Network, cache: KVCache, latents: LatentStore | None = None
+    ) -> None:
+        """latents: the vectors of a network whose rows may hold latents."""
         self.network = network
         self.cache = cache
+        self.latents = latents
 
     @torch.inference_mode()
     def run(self, step: StepInput, spec: ScoreSpec) -> HostScores:
         """Store what the rows settle and score the rows that ask for it."""
-        hidden = self.network.forward(step.network, self.cache)
+        inputs = step.network
+        if step.latents is not None:
+            assert self.latents is not None, "only networks with latents get them"
+            assert inputs.latents is not None, "latents that move have rows"
+            vectors = self.latents.move(step.latents)
+            inputs = replace(inputs, latents=replace(inputs.latents, vectors=vectors))
+            spec = replace(spec, embedding=self.latents.embedding)
+        hidden = self.network.forward(inputs, self.cache)
         if step.scored.rows.size == 0:
-            return _no_scores()
+            return no_scores()
         scores = score_rows(hidden, self.network.head_weight, self.network.head_bias, spec)
-        return _to_host(scores)
+        if step.latents is not None and self.latents is not None:
+            assert scores.expected_embedding is not None, "it was asked for"
+            self.latents.keep_expected(step.latents, scores.expected_embedding)
+        return to_host(scores)
 
 
-def _no_scores() -> HostScores:
+def no_scores() -> HostScores:
+    """The scores of no rows."""
     ids, numbers = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
     return HostScores(ids, numbers, ids, numbers, numbers, numbers)
 
 
-def _to_host(scores: RowScores) -> HostScores:
+def to_host(scores: RowScores) -> HostScores:
     """Copy the scores in one transfer: their bytes go side by side into one buffer."""
     tensors = {
         "token": scores.token,

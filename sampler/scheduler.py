@@ -15,6 +15,7 @@ from sampler.canvas_spans import CanvasSpans
 from sampler.decoding import resolve_decoding
 from sampler.engine_config import EngineConfig
 from sampler.grammar import Constraint, Grammars
+from sampler.latent_spans import LatentSpans
 from sampler.page_pool import PagePool
 from sampler.plan import Plan
 from sampler.prediction import begin_proposals, proposer_for
@@ -144,7 +145,7 @@ class Scheduler:
     def _begin_rounds(self, seats: IntArray) -> None:
         """Let sequences that verify drafts draft again, as wide as asked or as balanced."""
         rule, table = self.rule, self.table
-        if self.balance is None or not isinstance(rule, CanvasSpans | RankSpans):
+        if self.balance is None or not isinstance(rule, CanvasSpans | RankSpans | LatentSpans):
             return
         starts = rule.starts_round(table, seats)
         starting = seats[starts]

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampler.decoding import Decoding
+from sampler.latent_knobs import LatentKnobs
+from sampler.latent_table import LatentTable
 from sampler.request import Request, TokenKind, is_special
 
 IntArray = NDArray[np.int64]
@@ -85,6 +87,10 @@ class SequenceTable:
     num_drafts:            masks that the next step drafts (any-order families)
     ar_until:              end of the canvas that was handed to AR; its positions come one by one
     round_width:           rows of the window that is drafted and verified now; 0 decodes by AR
+    width_now:             positions of the canvas at present (latent canvases)
+    branches:              `Branches`: for which acceptances a verifying step drafts on
+    most_entries:          of one sequence, what all pages together hold
+    latents:               `LatentTable` of a family with latent canvases, or None
     draws_mask:            a row drew the mask token and nothing was accepted: it is forbidden
                            in the next step
     """
@@ -95,6 +101,8 @@ class SequenceTable:
         self.num_seats = num_seats
         self.max_context = max_context
         self.page_size = page_size
+        self.most_entries = NO_LIMIT
+        self.latents: LatentTable | None = None
         self._allocate_texts(any_order)
         self._allocate_progress()
         self._allocate_sampling()
@@ -179,6 +187,10 @@ class SequenceTable:
         self.alpha_0 = np.zeros(num_seats, dtype=np.float64)
         self.remask = np.zeros(num_seats, dtype=np.float32)
         self.sub_context = _zeros(num_seats)
+        self.branches = _zeros(num_seats)
+        self.width_now = _zeros(num_seats)
+        # Of latent canvases (`LatentKnobs`).
+        self.latent_knobs = [LatentKnobs()] * num_seats
 
     def seat(self, request: Request, decoding: Decoding, *, number: int, seed: int) -> int:
         """Put a request into an empty seat; `number` is its place in the order of arrival.
@@ -191,7 +203,9 @@ class SequenceTable:
         seat = int(empty[0])
         params = request.params
         length = len(request.prompt)
-        self._reserve(length + params.max_tokens + len(request.suffix) + decoding.block_length)
+        wanted = length + params.max_tokens + len(request.suffix) + decoding.block_length
+        # Branches of latent rows lie behind the proposals.
+        self._reserve(wanted + (0 if self.latents is None else decoding.width * decoding.width))
         for array in (self.is_open, self.is_fixed, self.attempts, self.kinds, self.confidence):
             array[seat] = 0
         self.tokens[seat, :length] = request.prompt
@@ -242,6 +256,9 @@ class SequenceTable:
         self.alpha_0[seat] = decoding.alpha_0
         self.remask[seat] = decoding.remask
         self.sub_context[seat] = decoding.sub_context
+        self.branches[seat] = decoding.branches
+        self.width_now[seat] = decoding.width
+        self.latent_knobs[seat] = decoding.latent
         # Probabilities never exceed 1, so that this threshold never edits.
         edit = decoding.edit_confidence
         self.edit_confidence[seat] = NEVER_EDIT if edit is None else edit

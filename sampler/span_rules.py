@@ -1,6 +1,7 @@
 """Which `SpanRule` serves a family."""
 
 from sampler.canvas_spans import CanvasSpans
+from sampler.latent_spans import LatentSpans
 from sampler.rank_spans import RankSpans
 from sampler.span_rule import CausalSpans, SpanRule
 from sampler.whole_spans import WholeSpans
@@ -12,6 +13,8 @@ def span_rule_for(rule: FamilyRule) -> SpanRule:
     """The spans of a family, by its order and by what its settling rows see."""
     if not rule.drafts:
         return CausalSpans()
+    if rule.latent is not None:
+        return LatentSpans(rule)
     if rule.settle is Settle.NEVER:
         return WholeSpans(rule)
     if rule.order is Order.ANY:

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from kernels import PagedBatch
 from sampler.decoding import Mode
+from sampler.latent_rows import LaidOut, latent_rows
+from sampler.latent_spans import LatentSpans
+from sampler.latent_store import LatentStep
 from sampler.plan import Plan
 from sampler.sequence_table import IntArray, SequenceTable
 from sampler.span_rule import SpanRule
@@ -40,6 +43,8 @@ class ScoredRows:
     kinds:     `RowKind` of each
     is_given:  the position's token is known: only its log-probability is wanted (a prompt's
                token, when the request asks for them)
+    branches:  accepted proposals that the row's branch begins behind, -1 outside branches; None
+               when there are none
     """
 
     rows: IntArray
@@ -49,22 +54,28 @@ class ScoredRows:
     ranks: IntArray
     kinds: NDArray[np.int8]
     is_given: NDArray[np.bool_]
+    branches: IntArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepInput:
-    """What the runner needs for one step."""
+    """What the runner needs for one step.
+
+    latents: how the latents of this step come about; None when no row's latent is below t = 1
+    """
 
     network: NetworkInput
     scored: ScoredRows
+    latents: LatentStep | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
     """All rows of a plan, on the host; every array is [T].
 
-    behind: how far an entry lies behind that of its rank: the masks that check proposals lie
-            behind all of these
+    behind: how far an entry lies behind that of its rank: the masks that check proposals, and
+            branches of drafts, lie behind all of these
+    branch_start: the entry where the row's branch begins; -1 outside branches
     """
 
     span: IntArray
@@ -72,6 +83,7 @@ class _Rows:
     entry: IntArray
     kind: NDArray[np.int8]
     behind: IntArray
+    branch_start: IntArray | None = None
 
 
 def build_step_input(
@@ -90,7 +102,8 @@ def build_step_input(
     buffer:        takes the tensors to the device; to be flushed before they are read
     """
     rows = _lay_out(plan)
-    rank = rows.entry - rows.behind
+    # A branch may reach behind the last position there is; nobody reads what it says there.
+    rank = np.minimum(rows.entry - rows.behind, table.max_context - 1)
     position = rank if table.order is None else table.order[rows.seat, rank]
     position = position.astype(np.int64, copy=False)
     masked = table.is_open[rows.seat, position] | (rows.kind == RowKind.CHECK)
@@ -98,13 +111,24 @@ def build_step_input(
     page_size = table.page_size
     limits = _limits(plan, rows, table, rule)
     num_entries = max(int(plan.draft_stop.max()), int(limits.max()))
-    window_starts, window_stops = _windows(rows, buffer)
+    window_starts, window_stops = _windows(plan, rows, buffer)
     pages = table.pages[plan.seats, : -(-num_entries // page_size)]
     page = pages[rows.span, rows.entry // page_size].astype(np.int64)
     counts = plan.draft_stop - plan.first
     starts = np.zeros(plan.num_spans + 1, dtype=np.int32)
     np.cumsum(counts, out=starts[1:])
     scored = _choose_scored(plan, rows, position, table, rule, wants_prompt=wants_prompt)
+    latents, latent_step = None, None
+    if isinstance(rule, LatentSpans):
+        latents, latent_step = latent_rows(
+            LaidOut(rows.seat, position, rows.kind == RowKind.DRAFT),
+            _offsets(rows, table),
+            scored.rows,
+            LaidOut(scored.seats, scored.positions, scored.kinds == RowKind.DRAFT),
+            table,
+            num_levels=rule.latent.num_levels,
+            buffer=buffer,
+        )
     batch = PagedBatch(
         span_starts=buffer.place(starts),
         page_table=buffer.place(pages),
@@ -121,8 +145,9 @@ def build_step_input(
         score_rows=buffer.place(scored.rows),
         batch=batch,
         draft_rows=_self_drafted(plan, rows, table, buffer),
+        latents=latents,
     )
-    return StepInput(network=network, scored=scored)
+    return StepInput(network=network, scored=scored, latents=latent_step)
 
 
 def _lay_out(plan: Plan) -> _Rows:
@@ -136,7 +161,27 @@ def _lay_out(plan: Plan) -> _Rows:
         kind += (kind == RowKind.DRAFT) & plan.checks[span]
     proposals = (plan.propose_stop - plan.settle_stop)[span]
     behind = np.where(kind == RowKind.CHECK, proposals, 0)
-    return _Rows(span=span, seat=plan.seats[span], entry=entry, kind=kind, behind=behind)
+    branch_start = None
+    if plan.branch_width is not None and plan.branch_width.any():
+        branch_start, behind = _branches(plan, span, entry, kind)
+    return _Rows(span, plan.seats[span], entry, kind, behind, branch_start)
+
+
+def _branches(
+    plan: Plan, span: IntArray, entry: IntArray, kind: NDArray[np.int8]
+) -> tuple[IntArray, IntArray]:
+    """Where each row's branch begins (-1 outside branches), and how far it lies behind."""
+    assert plan.branch_width is not None, "only called for a plan with branches"
+    assert plan.branches is not None, "branches have a number"
+    width = np.maximum(plan.branch_width, 1)[span]
+    number = (entry - plan.propose_stop[span]) // width
+    start = plan.propose_stop[span] + number * width
+    offered = (plan.propose_stop - plan.settle_stop)[span]
+    # One branch alone is the one after full acceptance.
+    accepted = np.where(plan.branches[span] > 1, number, offered)
+    is_branch = (kind == RowKind.DRAFT) & (plan.branch_width[span] > 0)
+    behind = start - (plan.settle_stop[span] + accepted)
+    return np.where(is_branch, start, -1), np.where(is_branch, behind, 0)
 
 
 def _limits(plan: Plan, rows: _Rows, table: SequenceTable, rule: SpanRule) -> IntArray:
@@ -145,12 +190,31 @@ def _limits(plan: Plan, rows: _Rows, table: SequenceTable, rule: SpanRule) -> In
     limits = np.where(rows.kind == RowKind.PROPOSE, rows.entry + 1, limits)
     limits = np.where(rows.kind == RowKind.CHECK, rows.entry - rows.behind, limits)
     of_drafts = np.where(plan.causal_drafts[rows.span], rows.entry + 1, plan.draft_limit[rows.span])
+    if rows.branch_start is not None:
+        is_branch = rows.branch_start >= 0
+        of_drafts = np.where(is_branch, rows.branch_start - rows.behind, of_drafts)
     return np.where(rows.kind == RowKind.DRAFT, of_drafts, limits)
 
 
-def _windows(rows: _Rows, buffer: StepBuffer) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The extra interval [T] that rows see: a checking mask sees its own entry."""
+def _offsets(rows: _Rows, table: SequenceTable) -> IntArray:
+    """How far each row [T] stands from the first one of its canvas or branch."""
+    start = table.final[rows.seat]
+    if rows.branch_start is not None:
+        start = np.where(rows.branch_start >= 0, rows.branch_start, start)
+    offsets: IntArray = np.maximum(rows.entry - start, 0)
+    return offsets
+
+
+def _windows(
+    plan: Plan, rows: _Rows, buffer: StepBuffer
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The extra interval [T] that rows see: a checking mask its own entry, a branch itself."""
     is_check = rows.kind == RowKind.CHECK
+    if rows.branch_start is not None:
+        assert plan.branch_width is not None, "branches have a width"
+        width = np.where(rows.branch_start >= 0, plan.branch_width[rows.span], 0)
+        start = np.maximum(rows.branch_start, 0).astype(np.int32)
+        return buffer.place(start), buffer.place(start + width.astype(np.int32))
     if not is_check.any():
         return None, None
     start = np.where(is_check, rows.entry, 0).astype(np.int32)
@@ -189,12 +253,21 @@ def _choose_scored(
         draws |= rows.kind == RowKind.PROPOSE
     draws |= rows.kind == RowKind.CHECK
     if is_draft.any():
-        draws |= (rows.kind == RowKind.DRAFT) & _wants_draft(rows, spoken_of, table)
+        wanted = _wants_draft(rows, spoken_of, table)
+        if rows.branch_start is not None:
+            # The last position is drawn by the row before it: it needs no draft.
+            in_answer = spoken_of < table.limit[rows.seat] - 1
+            wanted = np.where(rows.branch_start >= 0, in_answer, wanted)
+        draws |= (rows.kind == RowKind.DRAFT) & wanted
     chosen = draws
     if wants_prompt is not None:
         in_prompt = spoken_of < table.prompt_length[rows.seat]
         chosen = draws | (wants_prompt[rows.seat] & in_prompt & (rows.kind == RowKind.SETTLE))
     index = np.flatnonzero(chosen)
+    branches = None
+    if rows.branch_start is not None:
+        accepted = rows.branch_start - rows.behind - plan.settle_stop[rows.span]
+        branches = np.where(rows.branch_start >= 0, accepted, -1)[index]
     return ScoredRows(
         rows=index,
         spans=rows.span[index],
@@ -203,6 +276,7 @@ def _choose_scored(
         ranks=(rows.entry - rows.behind + shift)[index],
         kinds=rows.kind[index],
         is_given=~draws[index],
+        branches=branches,
     )
 
 

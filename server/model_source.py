@@ -10,7 +10,7 @@ from server.settings import Settings, SettingsError
 from weights import ChatTemplate, FamilyRule, TemplateError, Tokenizer, describe_model
 from weights.errors import CheckpointError
 from weights.families import RuleOverrides
-from weights.fetch import fetch_default_model
+from weights.fetch import DEFAULT_CANVAS_ADAPTER, fetch_default_model
 from weights.hub import fetch_repo, is_repo_id
 
 DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
@@ -48,6 +48,14 @@ def model_name(settings: Settings, path: Path) -> str:
     return path.resolve().name.removesuffix(".gguf")
 
 
+def find_canvas_adapter(settings: Settings) -> Path | None:
+    """The folder of the model's canvas adapter; the default model brings its own."""
+    if settings.canvas_adapter is None:
+        own = settings.model is None and DEFAULT_CANVAS_ADAPTER.is_dir()
+        return DEFAULT_CANVAS_ADAPTER if own else None
+    return None if settings.canvas_adapter == "none" else Path(settings.canvas_adapter)
+
+
 def read_text_side(path: Path, settings: Settings) -> TextSide:
     """Tokenizer and chat template of a model.
 
@@ -56,7 +64,9 @@ def read_text_side(path: Path, settings: Settings) -> TextSide:
     overrides = RuleOverrides(
         mask_token_id=settings.mask_token_id, block_length=settings.block_length
     )
-    described = describe_model(path, overrides=overrides)
+    described = describe_model(
+        path, overrides=overrides, canvas_adapter=find_canvas_adapter(settings)
+    )
     if described.tokenizer is None:
         raise CheckpointError(f"{path} has no tokenizer")
     template = described.chat_template
@@ -80,6 +90,7 @@ def _read_template(path: Path, tokenizer: Tokenizer) -> ChatTemplate:
 
 def engine_config(settings: Settings, path: Path) -> EngineConfig:
     """What the engine is told; raises ValueError for sizes that cannot be."""
+    adapter = find_canvas_adapter(settings)
     return EngineConfig(
         model=str(path),
         dtype=settings.dtype,
@@ -91,9 +102,11 @@ def engine_config(settings: Settings, path: Path) -> EngineConfig:
         max_context=settings.max_model_len,
         mask_token_id=settings.mask_token_id,
         block_length=settings.block_length,
+        canvas_adapter=None if adapter is None else str(adapter),
         cache_bytes=settings.kv_cache_memory,
         max_waiting=settings.max_queued_requests,
         prefix_caching=settings.enable_prefix_caching,
+        cuda_graphs=settings.cuda_graphs,
         num_threads=settings.num_threads,
         seed=settings.seed,
     )

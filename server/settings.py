@@ -125,6 +125,12 @@ class Settings(BaseSettings):
         "does not say it or says it wrong.",
         json_schema_extra=_about(MODEL, "tokens"),
     )
+    canvas_adapter: str | None = Field(
+        None,
+        description="Folder of a canvas adapter made for the model, or none; when left out, the "
+        "embedded default model gets its own.",
+        json_schema_extra=_about(MODEL),
+    )
     max_model_len: int | None = Field(
         None,
         ge=1,
@@ -175,6 +181,12 @@ class Settings(BaseSettings):
     enable_prefix_caching: bool = Field(
         default=True,
         description="Keep pages of finished requests for prompts that begin alike.",
+        json_schema_extra=_about(ENGINE),
+    )
+    cuda_graphs: bool = Field(
+        default=True,
+        description="On a GPU: capture small steps at the start and replay them, which takes "
+        "seconds once and saves launches in every step. No effect on a CPU.",
         json_schema_extra=_about(ENGINE),
     )
     num_threads: int | None = Field(

@@ -7,7 +7,7 @@ with the name of the field. Everything here is plain computation and may run in 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sampler import DecodingMode, DecodingParams, ModelInfo, Request, SamplingParams
+from sampler import DecodingMode, DecodingParams, EvoParams, ModelInfo, Request, SamplingParams
 from sampler.decoding import resolve_decoding
 from sampler.prediction import check_prediction
 from server.answer import TextRules
@@ -47,6 +47,8 @@ _DRAFTING_FIELDS = (
     "max_edit_steps",
     "cache",
     "remask",
+    "branches",
+    "evo",
 )
 
 
@@ -271,6 +273,8 @@ def decoding_params(body: DecodingBody | None, info: ModelInfo) -> DecodingParam
             raise unsupported(f"decoding.{name}", f"this model decodes by {can} only")
     if body.infill_length is not None and not info.can_infill:
         raise unsupported("decoding.infill_length", "this model cannot infill")
+    if body.evo is not None:
+        values["evo"] = EvoParams(**body.evo.model_dump())
     return DecodingParams(
         mode=DecodingMode(body.mode),
         frames=body.stream != "final",

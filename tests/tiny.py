@@ -7,7 +7,7 @@ import torch
 
 from sampler.engine import Engine, EngineLimits
 from sampler.engine_config import EngineConfig
-from sampler.request import DecodingMode, DecodingParams, Request, SamplingParams
+from sampler.request import DecodingMode, DecodingParams, EvoParams, Request, SamplingParams
 from sampler.runner import HostScores
 from sampler.score_spec import Vocabulary
 from weights.families import FamilyRule
@@ -32,8 +32,11 @@ class HashRunner:
     Layer 0 stores a hash of token and position, layer 1 a hash of the layer-0 values that the
     row sees, as attention does; the answer is a hash of the layer-1 values that it sees. An
     entry that was never written stops the run. Temperature is ignored; probability and entropy
-    are made up from the hash, so that canvases converge in several steps.
+    are made up from the hash, so that canvases converge in several steps. A latent is a hash of
+    the moves that made it.
     """
+
+    last_level = 64
 
     def __init__(self, num_pages, page_size, *, vocabulary=VOCABULARY, seed_matters=True):
         self.layers = np.full((2, num_pages * page_size), -1, dtype=np.int64)
@@ -42,6 +45,8 @@ class HashRunner:
         self.seed_matters = seed_matters
         self.num_runs = 0
         self.row_log = []
+        self.latents = {}
+        self.expected = {}
 
     def run(self, step, spec):
         self.num_runs += 1
@@ -52,11 +57,45 @@ class HashRunner:
         self.row_log.append(len(slots))
         span_of = [s for s in range(batch.num_spans) for _ in range(starts[s], starts[s + 1])]
         seen = [self._seen_slots(batch, t, span_of[t], limits[t]) for t in range(len(slots))]
+        held = self._held(step)
         for t, slot in enumerate(slots):
-            self.layers[0, slot] = _mixed((tokens[t], positions[t]))
+            self.layers[0, slot] = _mixed((held.get(t, tokens[t]), positions[t]))
         for t, slot in enumerate(slots):
             self.layers[1, slot] = _mixed(self._read(0, seen[t]))
         return self._scores(step, spec, seen)
+
+    def _held(self, step):
+        """What latent rows hold instead of their tokens, by row: a hash of how it came about."""
+        latents, moves = step.network.latents, step.latents
+        if latents is None:
+            return {}
+        held = {}
+        for index, row in enumerate(latents.rows.tolist()):
+            levels = (int(latents.levels[index]), int(latents.offsets[index]))
+            if moves is not None:
+                slot = int(moves.slots[index])
+                self.latents[slot] = self._moved(moves, index, slot)
+                # At the last level the latent says nothing.
+                said = self.latents[slot] if levels[0] < self.last_level else 0
+                levels = (*levels, said)
+            held[row] = _mixed((-7, *levels))
+        return held
+
+    def _moved(self, moves, index, slot):
+        """The latent of a slot after its move: a hash of all that goes into it."""
+        keep, expected, start, slope, noise = moves.moves[index].tolist()
+        token = int(moves.tokens[index])
+        if token >= 0:
+            return _mixed((token,))
+        parts = [round(1000 * weight) for weight in (keep, expected, start, slope, noise)]
+        if keep:
+            parts.append(self.latents[slot])
+        if expected:
+            parts.append(self.expected[slot])
+        if noise:
+            drawn = (moves.seeds[index], moves.positions[index], moves.draws[index])
+            parts += [int(x) for x in drawn]
+        return _mixed(parts)
 
     def _seen_slots(self, batch, row, span, limit):
         pages = batch.page_table[span].tolist()
@@ -83,6 +122,7 @@ class HashRunner:
             token = result % self.vocabulary
             while token in spec.suppressed or token in self._forbidden(spec, index):
                 token = (token + 1) % self.vocabulary
+            self._expect(step, index, result)
             tokens.append(token)
             probabilities.append(0.05 + 0.9 * ((result >> 8) % 1000) / 1000)
             given.append(-1.0 - (result >> 20) % 7)
@@ -100,6 +140,13 @@ class HashRunner:
             top_ids=(ids[:, None] + ranks) % self.vocabulary if spec.num_top else None,
             top_logprobs=np.log(p)[:, None] - ranks.astype(np.float32) if spec.num_top else None,
         )
+
+    def _expect(self, step, index, result):
+        if step.latents is None:
+            return
+        rows = step.latents.scored_rows.tolist()
+        if index in rows:
+            self.expected[int(step.latents.scored_slots[rows.index(index)])] = result
 
     def _forbidden(self, spec, index):
         return self._disallowed(spec, index) | set(self._ruled_out(spec, index))
@@ -132,16 +179,17 @@ def hash_engine(
     eos=(EOS,),
     grammars=None,
     clock=time.monotonic,
+    vocabulary=VOCABULARY,
     **options,
 ):
     """An engine over a `HashRunner`; options are fields of `EngineConfig`."""
     settings = {"page_size": 4, "max_sequences": 8, "max_rows": 64, **options}
     config = EngineConfig(model="hashes", **settings)
     return Engine(
-        runner=HashRunner(num_pages, config.page_size),
+        runner=HashRunner(num_pages, config.page_size, vocabulary=vocabulary),
         rule=rule,
         vocabulary=Vocabulary(
-            size=VOCABULARY,
+            size=vocabulary,
             eos_ids=frozenset(eos),
             mask_id=rule.mask_token_id,
             mask_is_hidden=rule.suppresses_mask,
@@ -161,6 +209,8 @@ def request(name, prompt, *, max_tokens=8, decoding=None, priority=0, suffix=(),
     fields = {**(decoding or {})}
     if "mode" in fields:
         fields["mode"] = DecodingMode(fields["mode"])
+    if "evo" in fields:
+        fields["evo"] = EvoParams(**fields["evo"])
     return Request(
         id=name,
         prompt=tuple(prompt),

@@ -85,6 +85,17 @@ class ConfigFields:
             raise self._wrong(name, "a list of numbers", value)
         return found
 
+    def pairs(self, name: str) -> tuple[tuple[float, float], ...]:
+        """Read a list of pairs of numbers; empty when absent."""
+        value = self.values.get(name)
+        found: list[tuple[float, float]] = []
+        for item in [] if value is None else value if isinstance(value, list) else [value]:
+            numbers = ConfigFields({name: item}, self.where).numbers(name)
+            if len(numbers) != 2:
+                raise self._wrong(name, "a list of pairs of numbers", value)
+            found.append((numbers[0], numbers[1]))
+        return tuple(found)
+
     def token_ids(self, name: str) -> tuple[int, ...]:
         """Read one token id or a list of them; empty when absent."""
         value = self.values.get(name)

@@ -28,7 +28,11 @@ class GatedFeedForward:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply it to rows [T, d]."""
-        return self.down(swiglu(self.gate_up(x)))
+        return self.down(self.inner(x))
+
+    def inner(self, x: Tensor) -> Tensor:
+        """What `down` is given [T, I]."""
+        return swiglu(self.gate_up(x))
 
 
 @dataclass(frozen=True, slots=True)

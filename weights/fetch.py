@@ -50,6 +50,9 @@ DEFAULT_MODEL = WheelModel(
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 
+# Made by `estuary train canvas-adapter` for that very model.
+DEFAULT_CANVAS_ADAPTER = Path(__file__).parent / "adapters" / "smollm2-135m-instruct"
+
 
 def default_model_path(cache_dir: Path, *, model: WheelModel = DEFAULT_MODEL) -> Path:
     """Where the default model lies once it has been fetched."""

@@ -78,6 +78,11 @@ class GeluTransformer:
         """Embedding of every token [V, d]."""
         return self.vocabulary.token_table
 
+    @property
+    def latent(self) -> None:
+        """It has no latents."""
+        return
+
     def forward(self, step: NetworkInput, cache: KVCache) -> Tensor:
         """Run one step; returns the scored rows [R, d] after the final norm."""
         plan = plan_attention(

@@ -1,5 +1,6 @@
 """Checkpoints named by a repository id, fetched from the hub and pinned to one commit."""
 
+import errno
 import re
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def fetch_repo(
               commit. A commit that is already in the cache needs no network.
     endpoint: a mirror of the hub, or None for the hub itself
 
-    Raises FetchError when the hub cannot be reached, has no such repository, or the repository
-    has no safetensors.
+    Raises FetchError when the hub cannot be reached, has no such repository, the repository has
+    no safetensors, or the disk is full.
     """
     try:
         cached = _cached(repo_id, cache_dir, revision)
@@ -63,6 +64,8 @@ def fetch_repo(
     except hub_errors.HfHubHTTPError as error:
         raise FetchError(f"{repo_id} cannot be fetched: {_first_line(error)}") from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise FetchError(f"there is no room left in {cache_dir} for {repo_id}") from error
         raise FetchError(
             f"{repo_id} cannot be fetched; is there a network? ({_first_line(error)})"
         ) from error

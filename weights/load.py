@@ -8,10 +8,17 @@ from pathlib import Path
 
 import torch
 
+from weights.canvas_adapter import (
+    AdaptedParts,
+    CanvasAdapterFile,
+    adapt_config,
+    adapt_family,
+    open_canvas_adapter,
+)
 from weights.chat_template import ChatTemplate
 from weights.checkpoint import Checkpoint, open_checkpoint
 from weights.errors import CheckpointError
-from weights.families import Family, RuleOverrides, find_family, resolve_rule
+from weights.families import Family, RuleOverrides, find_family, latent_rule, resolve_rule
 from weights.gelu_transformer import GeluTransformer, build_gelu_transformer
 from weights.generation_defaults import GenerationDefaults
 from weights.linear import Placement
@@ -69,10 +76,15 @@ class LoadedModel:
 
 
 def describe_model(
-    path: Path, *, overrides: RuleOverrides | None = None, context_length: int | None = None
+    path: Path,
+    *,
+    overrides: RuleOverrides | None = None,
+    context_length: int | None = None,
+    canvas_adapter: Path | None = None,
 ) -> ModelDescription:
     """Read everything about a model but its weights; raises CheckpointError like `load_model`."""
-    return _describe(open_checkpoint(path), overrides, context_length)
+    adapter = None if canvas_adapter is None else open_canvas_adapter(canvas_adapter)
+    return _describe(open_checkpoint(path), overrides, context_length, adapter)
 
 
 def load_model(
@@ -83,6 +95,7 @@ def load_model(
     quantize: Quantize | None = None,
     overrides: RuleOverrides | None = None,
     context_length: int | None = None,
+    canvas_adapter: Path | None = None,
 ) -> LoadedModel:
     """Load a checkpoint.
 
@@ -91,6 +104,7 @@ def load_model(
     quantize:       INT8 on a CPU
     overrides:      mask id and block length where the checkpoint is silent or wrong
     context_length: fewer positions than the network was made for (saves rotary tables)
+    canvas_adapter: folder of an adapter made for this checkpoint
 
     Raises CheckpointError when the checkpoint is broken, incomplete, of an unknown family or
     contradicts itself, and ValueError for a type or a length that cannot be.
@@ -100,10 +114,17 @@ def load_model(
     if quantize is not None and device.type != "cpu":
         raise ValueError(f"int8 weights run on a CPU only, got device {device}")
     checkpoint = open_checkpoint(path)
-    described = _describe(checkpoint, overrides, context_length)
+    adapter = None if canvas_adapter is None else open_canvas_adapter(canvas_adapter)
+    described = _describe(checkpoint, overrides, context_length, adapter)
     family, config = described.family, described.config
     reader = TensorReader(checkpoint.tensors, family.names)
-    network = build_network(config, family.prepare(reader, config, checkpoint.config), placement)
+    parts = family.prepare(reader, config, checkpoint.config)
+    if adapter is None:
+        network = build_network(config, parts, placement)
+    else:
+        adapted = AdaptedParts(parts, adapter, checkpoint.tensors)
+        network = build_network(config, adapted, placement)
+        adapted.finish()
     reader.finish()
     if quantize is not None:
         network = quantize_network(network, calibration_ids(described.tokenizer, config))
@@ -130,10 +151,17 @@ def build_network(
 
 
 def _describe(
-    checkpoint: Checkpoint, overrides: RuleOverrides | None, context_length: int | None
+    checkpoint: Checkpoint,
+    overrides: RuleOverrides | None,
+    context_length: int | None,
+    adapter: CanvasAdapterFile | None,
 ) -> ModelDescription:
     family = find_family(checkpoint.config)
     config = family.parse(checkpoint.config)
+    if adapter is not None:
+        family, config = adapt_family(family, adapter), adapt_config(config, adapter)
+    elif config.latent is not None:
+        family = replace(family, rule=latent_rule(config.latent))
     rule = resolve_rule(
         family,
         checkpoint.config,

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from kernels import Int8Weight, KVCache, PagedBatch
+from weights.latent import LatentInput, LatentRows
 from weights.network_config import NetworkConfig
 
 
@@ -22,6 +23,7 @@ class NetworkInput:
     batch:      where rows are stored and what they see
     draft_rows: [T] bool, the rows to which a draft adapter applies (the drafting pass of
                 self-speculation), or None for none
+    latents:    the rows that hold a latent instead of their token, or None for none
     """
 
     token_ids: Tensor
@@ -29,6 +31,7 @@ class NetworkInput:
     score_rows: Tensor
     batch: PagedBatch
     draft_rows: Tensor | None = None
+    latents: LatentRows | None = None
 
 
 class Network(Protocol):
@@ -67,6 +70,11 @@ class Network(Protocol):
     @property
     def token_table(self) -> Tensor:
         """Embedding of every token [V, d]."""
+        ...
+
+    @property
+    def latent(self) -> LatentInput | None:
+        """How latents enter it; None for a network without them."""
         ...
 
     def forward(self, step: NetworkInput, cache: KVCache) -> Tensor:

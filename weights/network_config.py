@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from weights.latent_config import LatentConfig
+
 
 class Block(StrEnum):
     """What a layer is made of.
@@ -134,6 +136,7 @@ class NetworkConfig:
     qk_norm:           an RMSNorm of each query and key head before the rotary embedding
     tie_head:          the output head is the token table
     experts:           None for a dense feed-forward in every layer
+    latent:            rows may hold latents instead of tokens (Evo), or None
     """
 
     vocab_size: int
@@ -156,6 +159,7 @@ class NetworkConfig:
     head_bias: bool = False
     experts: ExpertsConfig | None = None
     draft_adapter: DraftAdapter | None = None
+    latent: LatentConfig | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError when a size is below 1 or the sizes contradict each other."""

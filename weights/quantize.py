@@ -25,12 +25,12 @@ from kernels import (
     quantize_int8,
     rms_norm,
     rotary_rows,
-    swiglu,
 )
 from weights.attention import Attention, AttentionStep
 from weights.embedding import Vocabulary
 from weights.feed_forward import Experts, FeedForward, GatedFeedForward
 from weights.gelu_transformer import GeluLayer, GeluTransformer, LayerNorm
+from weights.latent import LatentLayer
 from weights.linear import Linear
 from weights.network_config import NetworkConfig
 from weights.tokenizer import Tokenizer
@@ -144,15 +144,17 @@ def _quantize_transformer(network: Transformer, token_ids: Tensor) -> Transforme
         qkv, divisor = _smoothed(layer.attention.qkv, x)
         norms.append(norm / divisor)
         x, residual = add_rms_norm(layer.output(attended), residual, layer.feed_forward_norm, eps)
-        feed_forward, divisor, x = _quantize_feed_forward(layer.feed_forward, x)
+        fed = _quantize_feed_forward(layer.feed_forward, x)
+        x = layer.feed_forward(x)
         x, residual = add_rms_norm(x, residual, layer.following_norm, eps)
         layers.append(
             replace(
                 layer,
                 attention=replace(layer.attention, qkv=qkv),
                 output=_packed(layer.output),
-                feed_forward=feed_forward,
-                feed_forward_norm=layer.feed_forward_norm / divisor,
+                feed_forward=fed.feed_forward,
+                feed_forward_norm=layer.feed_forward_norm / fed.divisor,
+                latent=_scaled_latent(layer.latent, fed.inner_divisor),
             )
         )
         norm = layer.following_norm
@@ -167,29 +169,38 @@ def _quantize_transformer(network: Transformer, token_ids: Tensor) -> Transforme
             for layer, following in zip(layers, norms[1:], strict=True)
         ),
         rotary=network.rotary,
+        latent=network.latent,
     )
 
 
-def _quantize_feed_forward(
-    feed_forward: FeedForward, x: Tensor
-) -> tuple[FeedForward, Tensor, Tensor]:
-    """The int8 form, what divides the norm before it [d], and the float output of x [T, d]."""
-    output = feed_forward(x)
+@dataclass(frozen=True, slots=True)
+class _Fed:
+    """The int8 form of a feed-forward.
+
+    divisor:       divides the norm before it [d]
+    inner_divisor: divides what its last matrix is given [I], or None where nothing does
+    """
+
+    feed_forward: FeedForward
+    divisor: Tensor
+    inner_divisor: Tensor | None = None
+
+
+def _quantize_feed_forward(feed_forward: FeedForward, x: Tensor) -> _Fed:
     if isinstance(feed_forward, GatedFeedForward):
-        smoothed, divisor = _quantize_gated(feed_forward, x)
-        return smoothed, divisor, output
+        return _quantize_gated(feed_forward, x)
     divisor = torch.ones_like(x[0])
     if isinstance(feed_forward, Experts) and feed_forward.shared is not None:
         # Its rows also go to the experts, so nothing can be folded into the norm.
         shared = GatedFeedForward(
             _packed(feed_forward.shared.gate_up), _packed(feed_forward.shared.down)
         )
-        return replace(feed_forward, shared=shared), divisor, output
-    return feed_forward, divisor, output
+        return _Fed(replace(feed_forward, shared=shared), divisor)
+    return _Fed(feed_forward, divisor)
 
 
-def _quantize_gated(feed_forward: GatedFeedForward, x: Tensor) -> tuple[GatedFeedForward, Tensor]:
-    inner = swiglu(feed_forward.gate_up(x))  # [T, I]
+def _quantize_gated(feed_forward: GatedFeedForward, x: Tensor) -> _Fed:
+    inner = feed_forward.inner(x)  # [T, I]
     down, inner_divisor = _smoothed(feed_forward.down, inner)
     # The inner columns are silu(gate) * up: dividing up's rows divides them.
     row_divisor = torch.cat([torch.ones_like(inner_divisor), inner_divisor])
@@ -199,7 +210,14 @@ def _quantize_gated(feed_forward: GatedFeedForward, x: Tensor) -> tuple[GatedFee
         None if gate_up.bias is None else gate_up.bias / row_divisor,
     )
     smoothed, divisor = _smoothed(scaled, x)
-    return GatedFeedForward(smoothed, down), divisor
+    return _Fed(GatedFeedForward(smoothed, down), divisor, inner_divisor)
+
+
+def _scaled_latent(latent: LatentLayer | None, inner_divisor: Tensor | None) -> LatentLayer | None:
+    """The low-rank weights for inner columns that are divided now."""
+    if latent is None or latent.down is None or inner_divisor is None:
+        return latent
+    return latent._replace(down=latent.down._replace(down=latent.down.down * inner_divisor))
 
 
 def _quantize_gelu_transformer(network: GeluTransformer, token_ids: Tensor) -> GeluTransformer:

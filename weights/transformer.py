@@ -21,7 +21,8 @@ from kernels import (
 )
 from weights.attention import Attention, AttentionStep, build_attention
 from weights.embedding import Vocabulary, build_vocabulary
-from weights.feed_forward import FeedForward, build_gated_feed_forward
+from weights.feed_forward import FeedForward, GatedFeedForward, build_gated_feed_forward
+from weights.latent import LatentInput, LatentLayer, build_latent_input, build_latent_layer
 from weights.linear import Linear, Placement
 from weights.network import NetworkInput
 from weights.network_config import NetworkConfig
@@ -51,6 +52,7 @@ class Layer:
 
     following_norm: [d], the norm after it: of the next layer's attention, or the final one
     adapter:        low-rank weights beside `output` for drafted rows, or None
+    latent:         low-rank weights beside `output` and `down` for latent rows, or None
     """
 
     attention: Attention
@@ -59,6 +61,18 @@ class Layer:
     feed_forward: FeedForward
     following_norm: Tensor
     adapter: LowRank | None
+    latent: LatentLayer | None = None
+
+    def feed(self, x: Tensor, latent_rows: Tensor | None) -> Tensor:
+        """The feed-forward of rows [T, d], of which some [L] hold latents."""
+        feed_forward = self.feed_forward
+        added = None if self.latent is None else self.latent.down
+        if latent_rows is None or added is None or not isinstance(feed_forward, GatedFeedForward):
+            return feed_forward(x)
+        inner = feed_forward.inner(x)
+        y = feed_forward.down(inner)
+        added.add(y, inner, latent_rows)
+        return y
 
 
 class Transformer:
@@ -72,6 +86,7 @@ class Transformer:
         first_norm: Tensor,
         layers: tuple[Layer, ...],
         rotary: RotaryTable,
+        latent: LatentInput | None = None,
     ) -> None:
         self.config = config
         self.num_layers = config.num_layers
@@ -81,6 +96,7 @@ class Transformer:
         self.first_norm = first_norm
         self.layers = layers
         self.rotary = rotary
+        self.latent = latent
 
     @property
     def head_weight(self) -> Tensor | Int8Weight:
@@ -109,7 +125,7 @@ class Transformer:
         )
         shared = AttentionStep(step.batch, plan, rotary_rows(self.rotary, step.positions))
         draft_rows = step.draft_rows
-        residual = self.vocabulary.embed(step.token_ids, step.positions)
+        residual, latent_rows = self._embed(step)
         x = rms_norm(residual, self.first_norm, eps)
         last = self.layers[-1]
         for layer, keys, values in zip(
@@ -120,14 +136,28 @@ class Transformer:
                 # The last layer's keys and values are stored; only scored rows go further.
                 x, residual = x[step.score_rows], residual[step.score_rows]
                 draft_rows = None if draft_rows is None else draft_rows[step.score_rows]
+                latent_rows = None if step.latents is None else step.latents.scored
             attended = x
             x = layer.output(attended)
             if draft_rows is not None and layer.adapter is not None:
                 x = x + layer.adapter(attended, draft_rows)
+            if latent_rows is not None and layer.latent is not None and layer.latent.output:
+                layer.latent.output.add(x, attended, latent_rows)
             x, residual = add_rms_norm(x, residual, layer.feed_forward_norm, eps)
-            x = layer.feed_forward(x)
+            x = layer.feed(x, latent_rows)
             x, residual = add_rms_norm(x, residual, layer.following_norm, eps)
         return x
+
+    def _embed(self, step: NetworkInput) -> tuple[Tensor, Tensor | None]:
+        """What the rows hold [T, d], and which of them hold latents."""
+        x = self.vocabulary.embed(step.token_ids, step.positions)
+        if step.latents is None:
+            return x, None
+        if self.latent is None:
+            raise ValueError("this network has no latents")
+        return x.index_copy(0, step.latents.rows, self.latent.embed(step.latents)), (
+            step.latents.rows
+        )
 
 
 def build_transformer(config: NetworkConfig, parts: Parts, placement: Placement) -> Transformer:
@@ -155,6 +185,7 @@ def build_transformer(config: NetworkConfig, parts: Parts, placement: Placement)
         rotary=build_rotary_table(
             config.rotary, num_positions=config.max_positions, device=placement.device
         ),
+        latent=build_latent_input(config, parts, placement, token_table=vocabulary.token_table),
     )
 
 
@@ -177,6 +208,7 @@ def _build_layer(
         feed_forward=build_gated_feed_forward(config, parts, placement, layer=layer),
         following_norm=following_norm,
         adapter=_build_adapter(config, parts, placement, layer=layer),
+        latent=build_latent_layer(config, parts, placement, layer=layer),
     )
 
 

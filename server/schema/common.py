@@ -59,6 +59,44 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = Field(None, description="Accepted; has no effect.")
 
 
+class EvoBody(BaseModel):
+    """How latents move on the canvas of a model that has one (Evo, our reading)."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, hide_input_in_errors=True
+    )
+
+    delta_min: float | None = Field(
+        None, ge=0, le=1, description="Progress falls by at least so much in a step."
+    )
+    delta_max: float | None = Field(
+        None, ge=0, le=1, description="Progress falls by at most so much in a step."
+    )
+    finalize_uncertainty: float | None = Field(
+        None, ge=0, le=1, description="A position is ready below this uncertainty."
+    )
+    jump_uncertainty: float | None = Field(
+        None, ge=0, le=1, description="Below this it is ready at any progress."
+    )
+    uncertainty: Literal["entropy", "confidence", "margin"] | None = Field(
+        None, description="What stands for uncertainty."
+    )
+    t_ar: float | None = Field(
+        None, ge=0, le=1, description="Below this mean uncertainty the canvas narrows to one."
+    )
+    t_plan: float | None = Field(
+        None, ge=0, le=1, description="Above this progress or mean uncertainty it is planned."
+    )
+    max_refine_steps: int | None = Field(
+        None, ge=1, le=1024, description="Steps without a ready position until one is drawn."
+    )
+    renoise: bool = Field(False, description="Whether uncertain positions may go back.")
+    hysteresis: float | None = Field(
+        None, ge=0, le=1, description="By how much the wanted progress must exceed the present."
+    )
+    ode: Literal["euler", "heun"] | None = Field(None, description="How the flow is followed.")
+
+
 class DecodingBody(BaseModel):
     """How the answer is decoded; every field has the model family's default."""
 
@@ -128,6 +166,12 @@ class DecodingBody(BaseModel):
     infill_length: int | None = Field(
         None, ge=1, le=65536, description="Positions to fill before a suffix."
     )
+    branches: Literal["all", "full", "none"] | None = Field(
+        None,
+        description="For which numbers of accepted proposals a verifying step drafts on: all in "
+        "one forward, full acceptance only, or none (drafting and verifying take turns).",
+    )
+    evo: EvoBody | None = Field(None, description="How latents move (latent canvases).")
     drafts: Literal["ngram"] | None = Field(
         None,
         description="Where proposals come from: ngram looks up what followed the same tokens "

@@ -5,12 +5,14 @@ from weights.errors import CheckpointError
 from weights.families.bd3lm import BD3LM
 from weights.families.dream import DREAM
 from weights.families.esolm import ESOLM
+from weights.families.evo import EVO, latent_rule
 from weights.families.family import (
     AcceptanceDefaults,
     DraftLimit,
     Family,
     FamilyRule,
     Grid,
+    LatentRule,
     Order,
     RuleOverrides,
     Settle,
@@ -37,11 +39,13 @@ __all__ = [
     "Family",
     "FamilyRule",
     "Grid",
+    "LatentRule",
     "Order",
     "RuleOverrides",
     "Settle",
     "Speaks",
     "find_family",
+    "latent_rule",
     "resolve_rule",
 ]
 
@@ -63,6 +67,7 @@ FAMILIES: tuple[Family, ...] = (
     MDLM,
     WEDLM,
     STABLE_DIFFCODER,
+    EVO,
 )
 
 

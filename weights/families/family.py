@@ -59,7 +59,7 @@ class AcceptanceDefaults:
     """How a family's authors accept drafts; a request may say otherwise.
 
     rule:              threshold | threshold_or_quota | quota | time_quota | first_hitting |
-                       entropy_distance | rank_order | verified
+                       entropy_distance | rank_order | verified | latent
     confidence:        accept from this probability on
     entropy_bound:     nats
     distance_weight:   nats added per position of distance (entropy_distance)
@@ -80,6 +80,18 @@ class AcceptanceDefaults:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentRule:
+    """Of families whose drafted rows hold latents with a progress t of their own (Evo).
+
+    num_levels:  t is rounded to multiples of 1 / num_levels
+    calibration: (t, mean entropy / log V at t), both ascending
+    """
+
+    num_levels: int
+    calibration: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FamilyRule:
     """The facts about decoding in which models differ; the engine needs no other branch.
 
@@ -97,6 +109,7 @@ class FamilyRule:
     suppresses_mask:   the mask token counts in no probability (its logit is minus infinity)
     can_infill:        text after the answer can be given
     acceptance:        the authors' way to accept drafts
+    latent:            drafted rows hold latents; None where they hold the mask token
     """
 
     modes: tuple[str, ...] = ("ar",)
@@ -114,6 +127,7 @@ class FamilyRule:
     suppresses_mask: bool = False
     can_infill: bool = False
     acceptance: AcceptanceDefaults = AcceptanceDefaults()
+    latent: LatentRule | None = None
 
     @property
     def drafts(self) -> bool:
@@ -180,7 +194,7 @@ def resolve_rule(
     of them is set for a family that has neither.
     """
     rule = family.rule
-    if not rule.drafts:
+    if not rule.drafts or rule.latent is not None:
         _refuse_overrides(family, overrides)
         return rule
     mask_id = _first(

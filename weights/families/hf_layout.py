@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from weights.config_fields import ConfigFields
 from weights.errors import CheckpointError
+from weights.latent_config import LatentConfig
 from weights.network_config import (
     DraftAdapter,
     ExpertsConfig,
@@ -69,6 +70,7 @@ def parse_hf_config(
     qk_norm: bool = False,
     experts: ExpertsConfig | None = None,
     draft_adapter: DraftAdapter | None = None,
+    latent: LatentConfig | None = None,
 ) -> NetworkConfig:
     """Read the sizes of a Llama-style network.
 
@@ -101,6 +103,7 @@ def parse_hf_config(
             tie_head=fields.flag("tie_word_embeddings", False),
             experts=experts,
             draft_adapter=draft_adapter,
+            latent=latent,
         )
 
 

@@ -1,5 +1,6 @@
 """What `estuary train` can make; one table."""
 
+from weights.training.adapter_recipe import CANVAS_ADAPTER
 from weights.training.eso_lm import EsoLmScale
 from weights.training.evo import EvoScale
 from weights.training.from_scratch import FromScratch
@@ -97,4 +98,4 @@ ESO_LM = FromScratch(
     },
 )
 
-RECIPES: tuple[Recipe, ...] = (EVO.recipe(), ESO_LM.recipe())
+RECIPES: tuple[Recipe, ...] = (EVO.recipe(), ESO_LM.recipe(), CANVAS_ADAPTER)

@@ -1,0 +1,196 @@
+"""What a step changes in latent canvases: proposals for the next step, or latents that move.
+
+The part of `Advance` for families with latents (Evo): `follow_branch` after a verification,
+`evolve` in diffusion mode.
+
+Shapes: n scored rows.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampler.latent_knobs import LatentKnobs, Uncertainty
+from sampler.latent_moves import Floats, MoveKnobs, decide_moves, target_progress
+from sampler.latent_spans import LatentSpans
+from sampler.latent_table import LatentTable
+from sampler.runner import HostScores
+from sampler.sequence_table import IntArray, SequenceTable, Stage
+from sampler.step_input import RowKind, ScoredRows
+
+
+def follow_branch(
+    seat: int,
+    drafted: IntArray,
+    *,
+    confirmed: int,
+    table: SequenceTable,
+    scored: ScoredRows,
+    scores: HostScores,
+) -> None:
+    """Propose what the branch drafted that takes so many proposals as accepted, if there is one.
+
+    drafted: [n], the scored rows of the seat's branches in the order of the plan
+    """
+    assert scored.branches is not None, "drafts that are verified come in branches"
+    final, limit = int(table.final[seat]), int(table.limit[seat])
+    own = drafted[scored.branches[drafted] == confirmed]
+    # Behind the last proposal one more token is drawn.
+    count = max(min(own.size, limit - final - 1), 0)
+    table.tokens[seat, final : final + count] = scores.token[own[:count]]
+    table.canvas_stop[seat] = final + count
+    table.stage[seat] = Stage.VERIFY if count else Stage.SETTLE
+
+
+@dataclass(frozen=True, slots=True)
+class Evolved:
+    """What open positions of latent canvases became, each [n].
+
+    rows:        of the scored rows, those that speak of an open position
+    is_ready:    the position takes the drawn token
+    is_exact:    the row is a settled one: its distribution is the base's own
+    is_renoised: the latent went back to a higher progress
+    """
+
+    rows: IntArray
+    is_ready: NDArray[np.bool_]
+    is_exact: NDArray[np.bool_]
+    is_renoised: NDArray[np.bool_]
+
+
+def evolve(
+    rows: IntArray,
+    scored: ScoredRows,
+    scores: HostScores,
+    table: SequenceTable,
+    rule: LatentSpans,
+    *,
+    vocabulary_size: int,
+) -> Evolved:
+    """Decide which open positions are ready, and how the latents of the others move.
+
+    rows: scored rows of sequences that decode by latent canvas
+    """
+    latents = table.latents
+    assert latents is not None, "a latent family has a table of latents"
+    seats, positions = scored.seats[rows], scored.positions[rows]
+    rows = rows[table.is_open[seats, positions]]
+    seats, positions = scored.seats[rows], scored.positions[rows]
+    at = (seats, positions % LatentTable.columns)
+    knobs = [table.latent_knobs[seat] for seat in seats.tolist()]
+    uncertain = uncertainties(rows, scores, knobs, vocabulary_size)
+    before = latents.progress[at].astype(np.float64)
+    corrects = latents.corrects[at]
+    moves = decide_moves(
+        before,
+        latents.previous[at].astype(np.float64),
+        corrects,
+        uncertain,
+        target_progress(uncertain, rule.latent.calibration),
+        _move_knobs(knobs),
+        num_levels=rule.latent.num_levels,
+    )
+    is_exact = scored.kinds[rows] == RowKind.SETTLE
+    ready = moves.is_ready | is_exact
+    ready |= _forced(seats, positions, ready, table, knobs)
+    latents.progress[at] = np.where(ready, 0.0, moves.progress)
+    latents.set_move(
+        *at,
+        keep=moves.keep,
+        expected=moves.expected,
+        start=moves.start,
+        slope=moves.slope,
+        noise=moves.noise,
+    )
+    remembers = moves.remembers & ~ready
+    latents.remembers[at] = latents.corrects[at] = remembers
+    latents.previous[at] = np.where(remembers, before, latents.previous[at])
+    latents.noise_draws[at] += moves.is_renoised
+    return Evolved(rows, ready, is_exact, moves.is_renoised)
+
+
+def uncertainties(
+    rows: IntArray, scores: HostScores, knobs: list[LatentKnobs], vocabulary_size: int
+) -> Floats:
+    """U of each row [n] in [0, 1], as its request measures it."""
+    kinds = np.array([k.uncertainty for k in knobs], dtype=np.int64)
+    entropy = scores.entropy[rows].astype(np.float64) / math.log(vocabulary_size)
+    p1, p2 = scores.p1[rows].astype(np.float64), scores.p2[rows].astype(np.float64)
+    by_kind = {
+        Uncertainty.ENTROPY: entropy,
+        Uncertainty.CONFIDENCE: 1 - p1,
+        Uncertainty.MARGIN: 1 - (p1 - p2),
+    }
+    chosen = np.select([kinds == kind for kind in by_kind], list(by_kind.values()), entropy)
+    return np.clip(chosen, 0.0, 1.0)
+
+
+def _move_knobs(knobs: list[LatentKnobs]) -> MoveKnobs:
+    def column(name: str) -> Floats:
+        return np.array([getattr(k, name) for k in knobs], dtype=np.float64)
+
+    return MoveKnobs(
+        delta_min=column("delta_min"),
+        delta_max=column("delta_max"),
+        finalize=column("finalize"),
+        jump=column("jump"),
+        t_plan=column("t_plan"),
+        hysteresis=column("hysteresis"),
+        is_heun=column("is_heun") > 0,
+    )
+
+
+def _forced(
+    seats: IntArray,
+    positions: IntArray,
+    ready: NDArray[np.bool_],
+    table: SequenceTable,
+    knobs: list[LatentKnobs],
+) -> NDArray[np.bool_]:
+    """The first open position of every canvas whose patience is over [n]."""
+    forced = np.zeros(seats.size, dtype=np.bool_)
+    for seat in np.unique(seats).tolist():
+        own = np.flatnonzero(seats == seat)
+        if ready[own].any():
+            table.part_steps[seat] = 0
+            continue
+        table.part_steps[seat] += 1
+        if table.part_steps[seat] >= knobs[own[0]].max_refine_steps:
+            forced[own[np.argmin(positions[own])]] = True
+            table.part_steps[seat] = 0
+    return forced
+
+
+def slide(seat: int, *, mean_uncertainty: float | None, table: SequenceTable) -> int:
+    """Make the filled beginning of a canvas final and choose its width anew; how many are final.
+
+    mean_uncertainty: of the left half of the canvas, or None when nothing was said of it
+    """
+    start, stop = int(table.final[seat]), int(table.canvas_stop[seat])
+    is_open = table.is_open[seat, start:stop]
+    filled = int(is_open.argmax()) if is_open.any() else stop - start
+    table.final[seat] = start + filled
+    if mean_uncertainty is not None:
+        table.width_now[seat] = _width(mean_uncertainty, int(table.width[seat]), table, seat)
+    # A narrower canvas gives up what lies behind its new end.
+    end = max(int(table.final[seat] + table.width_now[seat]), int(table.final[seat]))
+    if end < stop:
+        table.is_open[seat, end:stop] = False
+        table.canvas_stop[seat] = end
+    return filled
+
+
+def _width(mean: float, widest: int, table: SequenceTable, seat: int) -> int:
+    """All of the width for an uncertain canvas, one for a certain one, else a power of two.
+
+    With t_ar = 0 the canvas never narrows.
+    """
+    knobs = table.latent_knobs[seat]
+    if knobs.t_ar == 0 or mean > knobs.t_plan:
+        return widest
+    if mean < knobs.t_ar:
+        return 1
+    share = (mean - knobs.t_ar) / max(knobs.t_plan - knobs.t_ar, 1e-9)
+    return min(max(int(2 ** round(share * math.log2(max(widest, 1)))), 1), widest)

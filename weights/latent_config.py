@@ -1,0 +1,92 @@
+"""`LatentConfig`: what a checkpoint says of its latent canvas (Evo, our reading)."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from weights.config_fields import ConfigFields
+from weights.errors import CheckpointError
+
+_SPEAKS = ("own", "next")
+_MATRICES = ("output", "down")
+# (t, normalised entropy) pairs that a calibration needs at least: both ends.
+_FEWEST_POINTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class LatentConfig:
+    """Sizes of the latent part of a network, and what decoding must know of it.
+
+    size:        width d_z of a latent
+    num_levels:  t is rounded to multiples of 1 / num_levels
+    speaks_of_next: a latent row's scores are about the next position, as the base's are; else
+                 about its own
+    width:       rows of a canvas that training had in mind; the default of requests
+    max_offset:  offsets in a canvas that have an embedding of their own; 0 for none
+    rank:        of the low-rank weights of latent rows, 0 for none
+    matrices:    which of output and down have them
+    embedding_scale: root mean square of the token table where a latent is a scaled row of it;
+                 None where the checkpoint has an embedding of its own for latents
+    calibration: (t, mean entropy / log V at t) of the network on held-out text, both ascending
+    """
+
+    size: int
+    num_levels: int
+    speaks_of_next: bool
+    width: int
+    calibration: tuple[tuple[float, float], ...]
+    max_offset: int = 0
+    rank: int = 0
+    matrices: tuple[str, ...] = ()
+    embedding_scale: float | None = None
+
+
+def parse_latent(fields: ConfigFields) -> LatentConfig:
+    """Read the `latent` section of a config; raises CheckpointError naming what is wrong."""
+    section = fields.section("latent")
+    if section is None:
+        raise CheckpointError(f"{fields.where}: the section latent is missing")
+    speaks = section.text("speaks_of")
+    if speaks not in _SPEAKS:
+        raise section.refuse("speaks_of", f"but it must be one of {', '.join(_SPEAKS)}")
+    matrices = section.texts("matrices")
+    if not set(matrices) <= set(_MATRICES):
+        raise section.refuse("matrices", f"but only {' and '.join(_MATRICES)} are known")
+    scale = section.number("embedding_scale") if section.has("embedding_scale") else None
+    config = LatentConfig(
+        size=section.integer("size"),
+        num_levels=section.integer("num_levels"),
+        speaks_of_next=speaks == "next",
+        width=section.integer("width"),
+        calibration=_calibration(section),
+        max_offset=section.integer("max_offset", 0),
+        rank=section.integer("rank", 0),
+        matrices=matrices,
+        embedding_scale=scale,
+    )
+    for name in ("size", "num_levels", "width"):
+        if getattr(config, name) < 1:
+            raise section.refuse(name, "but it must be at least 1")
+    if min(config.max_offset, config.rank) < 0 or (config.rank == 0) != (not matrices):
+        raise section.refuse("rank", "but low-rank weights need a rank and matrices")
+    if scale is not None and not scale > 0:
+        raise section.refuse("embedding_scale", "but it must be above 0")
+    return config
+
+
+def _calibration(section: ConfigFields) -> tuple[tuple[float, float], ...]:
+    if not section.has("calibration"):
+        raise CheckpointError(
+            f"{section.where}: latent.calibration is missing; without it no entropy can be read "
+            "as a progress"
+        )
+    points = section.pairs("calibration")
+    ascending = all(
+        first[0] < second[0] and first[1] <= second[1] for first, second in pairwise(points)
+    )
+    inside = all(0 <= t <= 1 and 0 <= entropy <= 1 for t, entropy in points)
+    if len(points) < _FEWEST_POINTS or not ascending or not inside:
+        raise CheckpointError(
+            f"{section.where}: latent.calibration must be at least {_FEWEST_POINTS} pairs of t "
+            "and normalised entropy, both ascending and within 0..1"
+        )
+    return points
