@@ -76,7 +76,7 @@ class EventStream(Response):
         try:
             async for data in self._events:
                 await self._write(send, data)
-        except (ClientGone, OSError):
+        except ClientGone:
             raise
         except Exception as error:
             # The status line is out: what went wrong can only be said inside the stream.
@@ -92,6 +92,8 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except TimeoutError:
             raise ClientGone("the client does not read its stream") from None
+        except OSError as error:
+            raise ClientGone("the connection broke") from error
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[object, object, T]) -> T:

@@ -1,11 +1,12 @@
 """A server process around a scripted engine: `python -m tests.server.serve_scripted FLAGS`.
 
 A prompt of "trace" is answered with a token of each kind; "canvas" shows one and waits; "die"
-ends the engine in the middle of its answer; "wait" answers once and then waits for ever; everything
-else gets "hello".
+ends the engine in the middle of its answer; "wait" answers once and then waits for ever; "flood" is
+answered with megabytes; everything else gets "hello".
 """
 
 import asyncio
+import socket
 import sys
 
 from sampler import Delta, FinishReason, TokenKind, TokenTrace
@@ -42,6 +43,8 @@ class MortalEngine(ScriptedEngine):
             return [Delta(request.id, frame=frame("a_c_", 1)), self._waiting()]
         if prompt == b"die":
             return [Delta(request.id, token_ids=(65,)), *self._death()]
+        if prompt == b"flood":
+            return (Delta(request.id, token_ids=(65,) * 256) for _ in range(1 << 16))
         if prompt == b"wait":
             return [Delta(request.id, token_ids=(65,)), self._waiting()]
         return saying("hello")(request)
@@ -81,11 +84,14 @@ def main():
     set_up_logging(form="json", level="info")
     engine = MortalEngine()
     app = create_app(engine, byte_tokenizer(), template(), settings)
+    bound = listen(settings)
+    # The kernel would else take megabytes off our hands before a slow client is noticed.
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
     return run(
         app,
         engine,
         settings,
-        bound=listen(settings),
+        bound=bound,
         on_ready=lambda address: print(address, flush=True),
     )
 

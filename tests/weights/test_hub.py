@@ -1,5 +1,6 @@
 """Fetching a repository from a hub that runs inside the test."""
 
+import errno
 import hashlib
 import json
 import threading
@@ -114,6 +115,17 @@ def test_a_repository_that_is_not_there_is_one_sentence(hub, tmp_path):
             "owner/other", cache_dir=tmp_path, endpoint=f"http://127.0.0.1:{hub.server_port}"
         )
     assert "\n" not in str(error.value)
+
+
+def test_a_full_disk_is_named(hub, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("huggingface_hub.snapshot_download", full)
+        with pytest.raises(FetchError, match="no room left in"):
+            fetch(hub, tmp_path)
+    assert (fetch(hub, tmp_path) / "model.safetensors").read_bytes() == b"weights"
 
 
 def test_a_hub_that_does_not_answer_is_one_sentence(tmp_path):
