@@ -33,6 +33,11 @@ class Vocabulary:
     mask_id: int | None = None
     mask_is_hidden: bool = False
 
+    @property
+    def hidden_ids(self) -> tuple[int, ...]:
+        """Ids that count in no probability."""
+        return () if self.mask_id is None or not self.mask_is_hidden else (self.mask_id,)
+
 
 def build_score_spec(
     scored: ScoredRows,
@@ -55,6 +60,8 @@ def build_score_spec(
     attempts = np.where(is_draft, table.attempts[seats, columns], 0)
     purposes = np.where(is_draft, PURPOSE_DRAFT, PURPOSE_TARGET)
     top_k, top_p, min_p = table.top_k[seats], table.top_p[seats], table.min_p[seats]
+    is_wide = (top_k > 0) | (top_p < 1) | (min_p > 0)
+    is_wide[[row for row, record in chosen if _num_top(record.request.params)]] = True
 
     tensor = buffer.place
     return ScoreSpec(
@@ -68,9 +75,10 @@ def build_score_spec(
         min_p=tensor(min_p) if min_p.any() else None,
         adjust=_adjust(chosen, scored, table, vocabulary, buffer),
         allowed=_allowed(chosen, scored, table, vocabulary, buffer) if chosen else None,
-        suppressed=_hidden(vocabulary),
+        suppressed=vocabulary.hidden_ids,
         num_top=max((_num_top(r.request.params) for _, r in chosen), default=0),
         given=tensor(_given(scored, table)) if scored.is_given.any() else None,
+        wide_rows=tensor(np.flatnonzero(is_wide)) if is_wide.any() else None,
     )
 
 
@@ -93,11 +101,6 @@ def _given(scored: ScoredRows, table: SequenceTable) -> NDArray[np.int64]:
     columns = np.minimum(scored.positions, table.tokens.shape[1] - 1)
     known = table.tokens[scored.seats, columns]
     return np.where(scored.is_given, known, 0).astype(np.int64)
-
-
-def _hidden(vocabulary: Vocabulary) -> tuple[int, ...]:
-    hides = vocabulary.mask_is_hidden and vocabulary.mask_id is not None
-    return (vocabulary.mask_id,) if hides and vocabulary.mask_id is not None else ()
 
 
 def _adjust(

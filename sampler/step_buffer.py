@@ -66,5 +66,5 @@ class StepBuffer:
         if self._is_staged and used:
             self._device[:used].copy_(self._host[:used], non_blocking=True)
             if self.device.type == "cuda":
-                self._copied = self._copied or torch.cuda.Event()
+                self._copied = self._copied or torch.cuda.Event()  # type: ignore[no-untyped-call]
                 self._copied.record()

@@ -51,8 +51,14 @@ def golden_model(
     )
 
 
-def golden_engine(model: LoadedModel, *, eos=(), page_size=4, context=None, **options) -> Engine:
-    """An engine in this process over a loaded model; options are fields of `EngineConfig`."""
+def golden_engine(
+    model: LoadedModel, *, eos=(), page_size=4, context=None, new_runner=Runner, **options
+) -> Engine:
+    """An engine in this process over a loaded model.
+
+    new_runner: makes the runner of a network and a cache, whose last page the engine never uses
+    options:    fields of `EngineConfig`
+    """
     settings = {"max_sequences": 8, "max_rows": 256, **options}
     config = EngineConfig(model="golden", page_size=page_size, **settings)
     context = context or model.context_length
@@ -60,7 +66,7 @@ def golden_engine(model: LoadedModel, *, eos=(), page_size=4, context=None, **op
     num_pages = config.max_sequences * (context // page_size + 1)
     cache = allocate_kv_cache(
         num_layers=model.network.num_layers,
-        num_pages=num_pages,
+        num_pages=num_pages + 1,
         page_size=page_size,
         num_kv_heads=model.network.num_kv_heads,
         head_dim=model.network.head_dim,
@@ -69,7 +75,7 @@ def golden_engine(model: LoadedModel, *, eos=(), page_size=4, context=None, **op
     )
     rule = model.family.rule
     return Engine(
-        runner=Runner(model.network, cache),
+        runner=new_runner(model.network, cache),
         rule=rule,
         vocabulary=Vocabulary(
             size=model.config.vocab_size,

@@ -131,6 +131,7 @@ def test_settings_become_the_engines_configuration(tmp_path):
         "kv_cache_memory": "1MiB",
         "max_queued_requests": 9,
         "enable_prefix_caching": False,
+        "cuda_graphs": False,
         "num_threads": 2,
         "seed": 5,
     }
@@ -146,6 +147,7 @@ def test_settings_become_the_engines_configuration(tmp_path):
         cache_bytes=2**20,
         max_waiting=9,
         prefix_caching=False,
+        cuda_graphs=False,
         num_threads=2,
         seed=5,
     )

@@ -26,6 +26,8 @@ SETTINGS = {
     "page_size",
     "kv_cache_memory",
     "enable_prefix_caching",
+    "canvas_adapter",
+    "cuda_graphs",
     "num_threads",
     "seed",
     "host",
@@ -120,6 +122,7 @@ def test_flags_are_typed_as_operators_know_them():
     assert settings.all_api_keys() == ("k1", "k2")
     assert settings.strict_params
     assert not settings.enable_prefix_caching
+    assert not settings.cuda_graphs
     assert settings.drain_grace == 0.5
 
 
