@@ -16,7 +16,7 @@ help:
 	@echo "make test       environment and the whole test suite"
 	@echo "make check      formatter, linter, import contracts, types"
 	@echo "make model      fetch the default model only"
-	@echo "make gpu-check  on a CUDA machine: kernel tests, engine parity, kernel benchmarks"
+	@echo "make gpu-check  on a CUDA machine: kernel tests, engine parity, benchmarks"
 
 serve: $(READY) model
 	@$(BIN)/estuary serve $(ARGS)
@@ -42,14 +42,17 @@ check: $(READY)
 # ahead of time for sm_80, sm_90 and sm_100. Neither needs a GPU.
 test: $(READY) model
 	$(BIN)/python -m pytest -q -m "not compile and not soak"
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m kernel tests/kernels
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m kernel tests/kernels tests/sampler
 	$(BIN)/python -m pytest -q -m compile tests/kernels
 
+# On a CUDA machine: every kernel for real, whole decodes by the definitions, by kernels launched one
+# by one and by replayed graphs, then the benchmarks, which check before they time.
+GPU_BENCHMARKS := bench_paged_attention bench_score_rows bench_other_kernels bench_cuda_graphs
 gpu-check: $(READY)
-	$(BIN)/python -m pytest -q -m "kernel or gpu" tests
-	$(BIN)/python -m tests.bench.bench_paged_attention
-	$(BIN)/python -m tests.bench.bench_score_rows
-	$(BIN)/python -m tests.bench.bench_other_kernels
+	$(BIN)/python -m pytest -q -m "not compile and not model" tests/kernels
+	$(BIN)/python -m pytest -q -m "kernel or gpu" tests/sampler
+	set -e; for name in $(GPU_BENCHMARKS); do $(BIN)/python -m tests.bench.$$name; done
+	$(BIN)/python -m tests.bench.bench_eso_speed --device cuda --lengths 2048 8192
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -7,7 +7,7 @@ of its own, and as our engine does, where storing rides along with the next draf
 first: decoding is checked against running every step afresh before anything is timed.
 
 From: Sahoo et al. 2025, arXiv 2506.01928, generation-speed table (NFE = L).
-Run: python -m tests.bench.bench_eso_speed [--lengths 512 1024 2048]
+Run: python -m tests.bench.bench_eso_speed [--lengths 512 1024 2048] [--device cuda]
 """
 
 import argparse
@@ -18,6 +18,7 @@ import numpy as np
 
 from sampler.canvas_spans import CanvasSpans
 from tests.bench.harness import print_table, write_json
+from tests.bench.harness_gpu import require_gpu
 from tests.bench.random_network import diffusion_transformer, engine_over
 from tests.tiny import request
 from weights import FamilyRule
@@ -160,14 +161,20 @@ def batching_gain(network, *, num_requests=16, length=64):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
-    network = diffusion_transformer(max_positions=max(arguments.lengths) + 64)
+    if arguments.device == "cuda":
+        require_gpu()
+    network = diffusion_transformer(
+        max_positions=max(arguments.lengths) + 64, device=arguments.device
+    )
     check_parity(network)
     gain = batching_gain(network)
     print_table([gain])
     rows = [row for length in arguments.lengths for row in measure(network, length)]
     print_table(rows)
-    print(write_json("eso_speed", {"unit": "s", "rows": rows, "batching": gain}))
+    name = "eso_speed" if arguments.device == "cpu" else "eso_speed_gpu"
+    print(write_json(name, {"unit": "s", "rows": rows, "batching": gain}))
 
 
 if __name__ == "__main__":

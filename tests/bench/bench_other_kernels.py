@@ -2,9 +2,10 @@
 
 A kernel that is not at least 10 % faster on these shapes should go.
 
-Run: python -m tests.bench.bench_other_kernels
+Run: python -m tests.bench.bench_other_kernels [--only swiglu]
 """
 
+import argparse
 from collections.abc import Callable
 
 import torch
@@ -122,10 +123,14 @@ def measure(name: str, rows: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure every kernel at every number of rows and write the table."""
+    """Measure every kernel, or one, at every number of rows and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=CASES)
+    arguments = parser.parse_args()
     require_gpu()
     torch.manual_seed(0)
-    rows = [measure(name, count) for name in CASES for count in ROWS]
+    names = [arguments.only] if arguments.only else CASES
+    rows = [measure(name, count) for name in names for count in ROWS]
     print_table(rows)
     print(write_json("bench_other_kernels", {"rows": rows}))
 

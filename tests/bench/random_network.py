@@ -2,9 +2,10 @@
 
 import torch
 
-from kernels import allocate_kv_cache
+from kernels import allocate_kv_cache, record_graph
 from sampler.engine import Engine, EngineLimits
 from sampler.engine_config import EngineConfig
+from sampler.graph_runner import graph_runner
 from sampler.runner import Runner
 from sampler.score_spec import Vocabulary
 from weights import FamilyRule, NetworkConfig, Placement, build_network
@@ -28,7 +29,16 @@ class RandomParts:
         return True
 
 
-def diffusion_transformer(*, max_positions, hidden=768, layers=12, heads=12, vocabulary=50_258):
+def diffusion_transformer(
+    *,
+    max_positions,
+    hidden=768,
+    layers=12,
+    heads=12,
+    vocabulary=50_258,
+    dtype=torch.float32,
+    device="cpu",
+):
     """The 170 M transformer of MDLM, BD3-LM and Eso-LM with its norms folded.
 
     From: Sahoo et al. 2025, arXiv 2506.01928, the authors' `small` configuration.
@@ -49,13 +59,21 @@ def diffusion_transformer(*, max_positions, hidden=768, layers=12, heads=12, voc
         feed_forward_bias=True,
         head_bias=True,
     )
-    placement = Placement(torch.float32, torch.device("cpu"))
+    placement = Placement(dtype, torch.device(device))
     return build_network(config, RandomParts(), placement)
 
 
-def engine_over(network, rule: FamilyRule, *, context: int, num_sequences: int = 1) -> Engine:
-    """An engine whose cache holds `num_sequences` texts of `context` tokens."""
-    config = EngineConfig(model="random", max_sequences=num_sequences, max_rows=max(2048, context))
+def engine_over(
+    network, rule: FamilyRule, *, context: int, num_sequences: int = 1, cuda_graphs: bool = True
+) -> Engine:
+    """An engine whose cache holds `num_sequences` texts of `context` tokens, on its device."""
+    device = network.token_table.device
+    config = EngineConfig(
+        model="random",
+        max_sequences=num_sequences,
+        max_rows=max(2048, context),
+        cuda_graphs=cuda_graphs,
+    )
     num_pages = num_sequences * (context // PAGE_SIZE + 2)
     cache = allocate_kv_cache(
         num_layers=network.num_layers,
@@ -63,19 +81,30 @@ def engine_over(network, rule: FamilyRule, *, context: int, num_sequences: int =
         page_size=config.page_size,
         num_kv_heads=network.num_kv_heads,
         head_dim=network.head_dim,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
+        dtype=network.token_table.dtype,
+        device=device,
     )
+    vocabulary = Vocabulary(
+        size=network.config.vocab_size,
+        eos_ids=frozenset(),
+        mask_id=rule.mask_token_id,
+        mask_is_hidden=rule.suppresses_mask,
+    )
+    runner = Runner(network, cache)
+    if device.type == "cuda" and config.cuda_graphs:
+        runner = graph_runner(
+            runner,
+            record=record_graph(device),
+            rule=rule,
+            config=config,
+            context_length=context,
+            suppressed=vocabulary.hidden_ids,
+        )
     return Engine(
-        runner=Runner(network, cache),
+        runner=runner,
         rule=rule,
-        vocabulary=Vocabulary(
-            size=network.config.vocab_size,
-            eos_ids=frozenset(),
-            mask_id=rule.mask_token_id,
-            mask_is_hidden=rule.suppresses_mask,
-        ),
+        vocabulary=vocabulary,
         config=config,
         limits=EngineLimits(context_length=context, num_pages=num_pages),
-        device=torch.device("cpu"),
+        device=device,
     )
