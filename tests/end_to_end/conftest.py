@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,11 +77,19 @@ def serving(model, *flags):
                "--device", "cpu", "--dtype", "float32", "--num-threads", "1",
                "--kv-cache-memory", "8MiB", "--max-num-seqs", "8",
                "--drain-grace", "0", *flags]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A file and not a pipe, which nobody would empty.
+    with tempfile.TemporaryFile("w+") as log:
+        yield from _serving(command, log)
+
+
+def _serving(command, log):
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         said = process.stdout.readline()
         if not said.startswith("Estuary is ready at "):
-            raise RuntimeError(process.stderr.read())
+            process.wait(WAITS_S)
+            log.seek(0)
+            raise RuntimeError(log.read())
         address = said.split()[-1]
         with httpx.Client(base_url=address, timeout=WAITS_S) as client:
             while not _is_ready(client):
