@@ -44,6 +44,7 @@ class EngineClient:
 
     on_stopped: called once when the engine is gone without having been told to stop
     log_level, log_format: of the engine process; console or json
+    module:     what is run as the engine process
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class EngineClient:
         on_stopped: Callable[[], None] | None = None,
         log_level: str = "INFO",
         log_format: str = "console",
+        module: str = "sampler.engine_process",
     ) -> None:
         self.config = config
         self.metrics = EngineMetrics()
         self.last_heard_s = 0.0
         self._on_stopped = on_stopped
         self._log_options = ["--log-level", log_level, "--log-format", log_format]
+        self._module = module
         self._info: ModelInfo | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -106,7 +109,7 @@ class EngineClient:
         with theirs:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "sampler.engine_process"),
+                    *(sys.executable, "-m", self._module),
                     *("--fd", str(theirs.fileno()), *self._log_options),
                 ],
                 pass_fds=[theirs.fileno()],

@@ -27,7 +27,7 @@ class Served:
     def resident_mb(self) -> list[float]:
         """Resident memory of the server's process and of each process it started."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [_resident_mb(pid) for pid in (self.process.pid, *map(int, children.split()))]
+        return [resident_mb(pid) for pid in (self.process.pid, *map(int, children.split()))]
 
 
 def free_port() -> int:
@@ -64,7 +64,7 @@ def serving_llama_cpp(python: str, model: Path, *, threads: int) -> Iterator[Ser
 def _running(command: list[str], url: str, *, ready: str) -> Iterator[Served]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        _wait_until_ready(process, url + ready)
+        wait_until_ready(process, url + ready)
         models = httpx.get(f"{url}/v1/models").json()["data"]
         yield Served(url, models[0]["id"], process)
     finally:
@@ -76,7 +76,8 @@ def _running(command: list[str], url: str, *, ready: str) -> Iterator[Served]:
             process.wait()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
+def wait_until_ready(process: "subprocess.Popen[bytes] | subprocess.Popen[str]", url: str) -> None:
+    """Return when the server answers; raises RuntimeError when it ends or takes too long."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
@@ -90,7 +91,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
     raise RuntimeError(f"the server was not ready after {START_TIMEOUT_S} s")
 
 
-def _resident_mb(pid: int) -> float:
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
     found = re.search(r"VmRSS:\s+(\d+) kB", status)
     return int(found[1]) / 1024 if found else 0.0
