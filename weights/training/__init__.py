@@ -1,0 +1,1 @@
+"""Recipes that train the example checkpoints and the default model's canvas adapter."""
