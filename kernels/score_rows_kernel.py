@@ -10,7 +10,7 @@ Shapes: R rows, V vocabulary entries of this rank, d entries of the residual str
 W words of a bitmask row, d_z latent width.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -22,24 +22,13 @@ from kernels.dispatch import LAUNCH, capability
 from kernels.linear import Int8Weight
 from kernels.noise import noise_keys
 from kernels.score_fold import NO_LOGIT, NO_TOKEN, fold, suppress, write_partial
-from kernels.score_partials import NUM_NUMBERS, NUM_TOKENS, ScorePartials
+from kernels.score_partials import NUM_NUMBERS, NUM_TOKENS, ScorePartials, merge_partials
 from kernels.score_spec import AllowedTokens, ScoreSpec
+from kernels.score_tiles import most_latents, sparse_size, tile_sizes
 from kernels.score_wide import adjusted_rows
 
-# (vocabulary entries, depth, warps, stages) by rows of a tile, 16-bit heads. Not yet measured: each
-# compiles without spills.
-_TUNED = {16: (128, 64, 8, 4), 32: (128, 64, 8, 4), 64: (64, 64, 8, 4), 128: (64, 64, 8, 4)}
-_TUNED_HOPPER = _TUNED | {128: (128, 64, 8, 3)}
-_TUNED_FLOAT32 = {16: (64, 32, 4, 2)}
-_TUNED_FLOAT32_EMBEDDING = {16: (64, 32, 8, 2)}
-# Rows of a tile with an expected embedding, whose sums take registers of their own.
-_EMBEDDING_ROWS = 16
 # Programs that keep a GPU busy: two on each of about 132 multiprocessors.
 _PROGRAMS = 264
-# Adjusted tokens of a row computed at once, and the depth of their products.
-_SPARSE_TOKENS = 16
-_SPARSE_DEPTH = 128
-
 _RUN_TIME_SIZES = [
     "num_rows",
     "num_partials",
@@ -67,6 +56,10 @@ def launch_score_partials(
     values, scales = _head_parts(head_weight, hidden)
     vocab = values.shape[0]
     latent = 0 if spec.embedding is None else spec.embedding.shape[1]
+    if latent > most_latents(hidden.dtype):
+        return _launch_in_parts(
+            hidden, head_weight, head_bias, spec, vocab_start=vocab_start, full_vocab=full_vocab
+        )
     sizes = tile_sizes(hidden.dtype, latent, capability(device))
     size = next((size for size in sizes if size.rows >= rows), sizes[-1])
     tiles = triton.cdiv(vocab, size.entries)
@@ -95,7 +88,7 @@ def launch_score_partials(
         values,
         hidden if scales is None else scales,
         hidden if head_bias is None else head_bias,
-        hidden if spec.embedding is None else spec.embedding,
+        hidden if spec.embedding is None else spec.embedding.contiguous(),
         spec.temperature,
         keys,
         given,
@@ -131,6 +124,7 @@ def launch_score_partials(
         **LAUNCH,
     )
     if spec.adjust is not None:
+        sparse = sparse_size(latent)
         own = spec.allowed or AllowedTokens(masks.bitmask, torch.full_like(masks.rows, -1))
         _score_adjusted_kernel[(rows,)](
             *shared,
@@ -149,32 +143,41 @@ def launch_score_partials(
             int(spec.allowed is not None),
             vocab_start,
             **constants,
-            BLOCK_V=_SPARSE_TOKENS,
-            BLOCK_K=_SPARSE_DEPTH,
-            num_warps=4,
+            BLOCK_V=sparse.entries,
+            BLOCK_K=sparse.depth,
+            num_warps=sparse.warps,
             **LAUNCH,
         )
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class TileSize:
-    """Rows, vocabulary entries and depth of a tile, warps of a program, stages of its loads."""
-
-    rows: int
-    entries: int
-    depth: int
-    warps: int
-    stages: int
-
-
-def tile_sizes(dtype: torch.dtype, latent: int, capability: int) -> tuple[TileSize, ...]:
-    """All tuned sizes, smallest first, for a head type, a latent width (0: none) and a chip."""
-    table = _TUNED_HOPPER if capability == 90 else _TUNED
-    if dtype == torch.float32:
-        table = _TUNED_FLOAT32_EMBEDDING if latent else _TUNED_FLOAT32
-    most = _EMBEDDING_ROWS if latent else max(table)
-    return tuple(TileSize(rows, *rest) for rows, rest in table.items() if rows <= most)
+def _launch_in_parts(
+    hidden: Tensor,
+    head_weight: Tensor | Int8Weight,
+    head_bias: Tensor | None,
+    spec: ScoreSpec,
+    *,
+    vocab_start: int,
+    full_vocab: int,
+) -> ScorePartials:
+    """The same for an embedding wider than a program's registers hold: parts of it one by one."""
+    assert spec.embedding is not None, "only embeddings are wide"
+    # Parts differ in their numbers of programs, so each is merged to one partial per row.
+    parts = [
+        merge_partials(
+            launch_score_partials(
+                hidden,
+                head_weight,
+                head_bias,
+                replace(spec, embedding=part),
+                vocab_start=vocab_start,
+                full_vocab=full_vocab,
+            )
+        )
+        for part in spec.embedding.split(most_latents(hidden.dtype), dim=1)
+    ]
+    expected = [part.expected for part in parts if part.expected is not None]
+    return replace(parts[0], expected=torch.cat(expected, dim=2))
 
 
 @cache

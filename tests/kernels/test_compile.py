@@ -10,6 +10,7 @@ from kernels import (
     norms_kernel,
     paged_attention_kernel,
     score_rows_kernel,
+    score_tiles,
     store_kv_kernel,
     swiglu_kernel,
 )
@@ -82,26 +83,28 @@ def attention(head_dim, size, capability, path, *, element="bf16", group=4, page
     )
 
 
-@pytest.mark.parametrize("place", range(4))
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_paged_attention(head_dim, place, capability, tmp_path):
-    sizes = paged_attention_kernel.tile_sizes(head_dim, torch.bfloat16, capability)
-    size = sizes[min(place, len(sizes) - 1)]
-    assert_fits(attention(head_dim, size, capability, tmp_path), capability)
+HEAD_DIMS = [64, 80, 96, 128, 256]
 
 
-@pytest.mark.parametrize(("group", "page_size"), [(1, 256), (7, 64)])
+@pytest.mark.parametrize(
+    ("head_dim", "element"),
+    [*((dim, element) for element in ("bf16", "fp32") for dim in HEAD_DIMS), (128, "fp16")],
+)
+def test_paged_attention(head_dim, element, capability, tmp_path):
+    """Every tuned size of every head size; 80 and 96 are padded to 128 columns."""
+    dtype = torch.float32 if element == "fp32" else torch.bfloat16
+    for size in paged_attention_kernel.tile_sizes(head_dim, dtype, capability):
+        folder = tmp_path / str(size.rows)
+        folder.mkdir()
+        code = attention(head_dim, size, capability, folder, element=element)
+        assert_fits(code, capability, tensor_cores=element != "fp32")
+
+
+@pytest.mark.parametrize(("group", "page_size"), [(1, 256), (7, 64), (4, 32), (4, 128)])
 def test_paged_attention_of_other_groups_and_pages(group, page_size, capability, tmp_path):
     size = paged_attention_kernel.tile_sizes(80, torch.bfloat16, capability)[-1]
     options = {"group": group, "page_size": page_size}
     assert_fits(attention(80, size, capability, tmp_path, **options), capability)
-
-
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_paged_attention_in_float32(head_dim, capability, tmp_path):
-    size = paged_attention_kernel.tile_sizes(head_dim, torch.float32, capability)[-1]
-    code = attention(head_dim, size, capability, tmp_path, element="fp32")
-    assert_fits(code, capability, tensor_cores=False)
 
 
 def test_merge_of_splits(capability, tmp_path):
@@ -125,7 +128,7 @@ def score(size, latent, head, capability, path, element="bf16"):
         "HAS_SCALES": head == "i8",
         "HAS_BIAS": False,
         "LATENT": latent,
-        "BLOCK_Z": max(16, latent),
+        "BLOCK_Z": max(16, triton.next_power_of_2(latent)),
         "BLOCK_R": size.rows,
         "BLOCK_V": size.entries,
         "BLOCK_K": size.depth,
@@ -144,36 +147,45 @@ def score(size, latent, head, capability, path, element="bf16"):
 @pytest.mark.parametrize("head", ["bf16", "i8"])
 @pytest.mark.parametrize("place", range(4))
 def test_score_tiles(place, head, capability, tmp_path):
-    size = score_rows_kernel.tile_sizes(torch.bfloat16, 0, capability)[place]
+    size = score_tiles.tile_sizes(torch.bfloat16, 0, capability)[place]
     assert_fits(score(size, 0, head, capability, tmp_path), capability)
 
 
-def test_score_tiles_with_expected_embedding(capability, tmp_path):
-    (size,) = score_rows_kernel.tile_sizes(torch.bfloat16, 128, capability)
-    assert_fits(score(size, 128, "bf16", capability, tmp_path), capability)
+# Widths of latents; 576 is SmolLM2's, and no power of two.
+LATENTS = [64, 128, 256, 576, 1024]
 
 
-def test_score_tiles_in_float32(capability, tmp_path):
-    (size,) = score_rows_kernel.tile_sizes(torch.float32, 0, capability)
-    code = score(size, 0, "fp32", capability, tmp_path, element="fp32")
+@pytest.mark.parametrize("head", ["bf16", "i8"])
+@pytest.mark.parametrize("latent", LATENTS)
+def test_score_tiles_with_expected_embedding(latent, head, capability, tmp_path):
+    (size,) = score_tiles.tile_sizes(torch.bfloat16, latent, capability)
+    assert_fits(score(size, latent, head, capability, tmp_path), capability)
+
+
+@pytest.mark.parametrize("latent", [0, 128, 256, 512])
+def test_score_tiles_in_float32(latent, capability, tmp_path):
+    (size,) = score_tiles.tile_sizes(torch.float32, latent, capability)
+    code = score(size, latent, "fp32", capability, tmp_path, element="fp32")
     assert_fits(code, capability, tensor_cores=False)
 
 
-def test_score_of_adjusted_tokens(capability, tmp_path):
+@pytest.mark.parametrize("latent", [0, *LATENTS])
+def test_score_of_adjusted_tokens(latent, capability, tmp_path):
     tensors = SCORE_TENSORS | dict.fromkeys(("hidden", "head", "bias", "embedding"), "bf16")
+    size = score_tiles.sparse_size(latent)
     constants = {
         "VOCAB": 151_936,
         "WIDTH": 4096,
         "WORDS": 4748,
         "HAS_SCALES": False,
         "HAS_BIAS": True,
-        "LATENT": 0,
-        "BLOCK_Z": 16,
-        "BLOCK_V": 16,
-        "BLOCK_K": 128,
+        "LATENT": latent,
+        "BLOCK_Z": max(16, triton.next_power_of_2(latent)),
+        "BLOCK_V": size.entries,
+        "BLOCK_K": size.depth,
     }
     kernel = score_rows_kernel._score_adjusted_kernel
-    code = compile_kernel(kernel, tensors, constants, capability, warps=4, path=tmp_path)
+    code = compile_kernel(kernel, tensors, constants, capability, warps=size.warps, path=tmp_path)
     assert_fits(code, capability, tensor_cores=False)
 
 

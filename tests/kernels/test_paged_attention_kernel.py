@@ -43,7 +43,7 @@ def assert_right(case, num_splits=1):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("num_splits", [1, 2, 4])
-@pytest.mark.parametrize("page_size", [16, 64])
+@pytest.mark.parametrize("page_size", [16, 64, 256])
 def test_mixed_batch_agrees_with_dense_masks(page_size, num_splits, dtype, device):
     assert_right(make_case(MIXED, page_size=page_size, dtype=dtype, device=device), num_splits)
 
@@ -64,7 +64,7 @@ def test_groups_that_do_not_fill_a_tile(num_heads, num_kv_heads, device):
     assert_right(make_case(MIXED[:5], **heads, device=device), 2)
 
 
-@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
 def test_head_sizes(head_dim, device):
     case = make_case(MIXED[1:4], head_dim=head_dim, dtype=torch.float16, device=device)
     assert_right(case, 2)
@@ -126,6 +126,47 @@ def test_error_is_flat_over_a_canvas(device):
     error = (output.double() - dense_attention(case, SCALE)).abs().amax((1, 2))
     assert error[:16].max() < 8 * error[16:].max() + 1e-7
     assert error[16:].max() < 8 * error[:16].max() + 1e-7
+
+
+@pytest.mark.parametrize("limit", [15, 16, 17, 31, 33, 60])
+def test_limit_inside_at_the_edge_of_and_beyond_a_page_and_the_span(limit, device):
+    """Rows of one span that see less and more than the span's own entries."""
+    rows = ((0, limit, 0, 0), (0, limit + 1, 0, 0), (0, 20, 0, 0), (3, limit + 40, 0, 0))
+    assert_right(make_case((Span(rows), causal(7, 2)), device=device), 2)
+
+
+@pytest.mark.parametrize("num_splits", [1, 4])
+def test_large_scores_stay_finite(num_splits, device):
+    """One entry takes all the mass; sums of exponentials of the others must not overflow."""
+    case = make_case((canvas(300, 3), causal(90, 1)), device=device)
+    case.q[:] *= 1e3
+    output = assert_right(case, num_splits)
+    assert output.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_scores_of_minus_infinity_count_as_nothing(device):
+    """Keys so large that their product with a query is minus infinity in float32."""
+    case = make_case((causal(40, 1),), num_heads=1, num_kv_heads=1, device=device, scattered=False)
+    case.q[:] = 1e30
+    case.keys.nan_to_num_(0.0)
+    case.keys.view(-1, 16)[5:9] = -1e30
+    case.keys.view(-1, 16)[9:41] = 0.0
+    case.keys.view(-1, 16)[:5] = 0.0
+    output = launch_paged_attention(
+        case.q, case.keys, case.values, case.batch, num_splits=1, scale=SCALE
+    )
+    values = case.values.view(-1, 16)
+    seen = torch.cat((values[:5], values[9:41])).mean(0)
+    torch.testing.assert_close(output[0, 0], seen, atol=2e-5, rtol=2e-5)
+
+
+def test_no_rows(device):
+    case = make_case((causal(20, 3),), device=device)
+    output = launch_paged_attention(
+        case.q[:0], case.keys, case.values, case.batch, num_splits=2, scale=SCALE
+    )
+    assert output.shape == (0, 4, 16)
 
 
 def test_padding_spans_without_rows_are_passed_over(device):

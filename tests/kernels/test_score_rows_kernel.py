@@ -4,7 +4,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels import finish_scores, join_partials, quantize_int8, score_rows, score_rows_kernel
+from kernels import (
+    AllowedTokens,
+    finish_scores,
+    join_partials,
+    quantize_int8,
+    score_rows,
+    score_rows_kernel,
+)
 from kernels.score_partials import merge_partials
 from kernels.score_rows import score_partials_reference, score_rows_reference
 from kernels.score_rows_kernel import launch_score_partials
@@ -88,10 +95,32 @@ def test_int8_head_multiplies_rounded_weights(device):
     assert_same(launch(hidden, packed, None, spec), expected)
 
 
-def test_expected_embedding_agrees_with_reference(device):
+@pytest.mark.parametrize("latent", [24, 64, 128, 256, 512, 576])
+def test_expected_embedding_agrees_with_reference(latent, device):
     hidden, head = draw(19, 300, device)
-    embedding = torch.randn(300, 24, device=device)
+    embedding = torch.randn(300, latent, device=device)
     spec = full_spec(19, 300, device, embedding=embedding)
+    assert_same(launch(hidden, head, None, spec), score_rows_reference(hidden, head, None, spec))
+
+
+@pytest.mark.parametrize("latent", [128, 576])
+def test_expected_embedding_of_half_precision(latent, device):
+    hidden, head = draw(19, 300, device, dtype=torch.float16)
+    # A view whose lines do not follow each other: columns of a wider table.
+    embedding = torch.randn(300, latent + 8, device=device).half()[:, :latent]
+    spec = full_spec(19, 300, device, embedding=embedding)
+    scores = launch(hidden, head, None, spec)
+    expected = launch(
+        hidden.float(), head.float(), None, replace(spec, embedding=embedding.float())
+    )
+    close = {"atol": 5e-3, "rtol": 5e-3}
+    torch.testing.assert_close(scores.expected_embedding, expected.expected_embedding, **close)
+
+
+def test_a_wide_embedding_is_made_in_parts(monkeypatch, device):
+    monkeypatch.setattr(score_rows_kernel, "most_latents", lambda _dtype: 64)
+    hidden, head = draw(19, 300, device)
+    spec = full_spec(19, 300, device, embedding=torch.randn(300, 150, device=device))
     assert_same(launch(hidden, head, None, spec), score_rows_reference(hidden, head, None, spec))
 
 
@@ -176,3 +205,47 @@ def test_top_tokens_and_filters_of_wide_rows(device):
     assert_same(scores, expected)
     assert torch.equal(scores.top_ids[wide], expected.top_ids[wide])
     torch.testing.assert_close(scores.top_logprobs[wide], expected.top_logprobs[wide], **CLOSE)
+
+
+def test_the_lowest_id_wins_a_tie(device):
+    hidden = torch.ones(3, 32, device=device)
+    head = torch.zeros(300, 32, device=device)
+    head[[7, 70, 200]] = 1.0
+    scores = launch(hidden, head, None, plain(3, device, suppressed=(7,)))
+    assert scores.argmax.tolist() == [70] * 3
+    torch.testing.assert_close(scores.p1, scores.p2)
+
+
+def test_extreme_logits_stay_finite(device):
+    hidden = torch.full((4, 32), 1e3, device=device)
+    head = torch.randn(130, 32, device=device)
+    head[5], head[6] = 1e3, -1e3
+    spec = full_spec(4, 130, device, adjust=None, allowed=None, given=None, suppressed=())
+    assert_same(launch(hidden, head, None, spec), score_rows_reference(hidden, head, None, spec))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_one_allowed_token_is_certain(temperature, device):
+    hidden, head = draw(3, 300, device)
+    words = torch.zeros(1, 10, dtype=torch.int32, device=device)
+    words[0, 4] = 1 << 7
+    rows = torch.zeros(3, dtype=torch.int32, device=device)
+    spec = plain(
+        3,
+        device,
+        temperature=torch.full((3,), temperature, device=device),
+        allowed=AllowedTokens(words, rows),
+    )
+    scores = launch(hidden, head, None, spec)
+    assert scores.token.tolist() == [135] * 3
+    torch.testing.assert_close(scores.probability, torch.ones(3, device=device))
+    torch.testing.assert_close(scores.entropy, torch.zeros(3, device=device), atol=1e-5, rtol=0)
+    assert scores.p2.eq(0).all()
+
+
+def test_no_rows(device):
+    hidden, head = draw(4, 300, device)
+    embedding = torch.randn(300, 24, device=device)
+    scores = score_rows(hidden[:0], head, None, plain(0, device, embedding=embedding))
+    assert scores.token.shape == (0,)
+    assert scores.expected_embedding.shape == (0, 24)
