@@ -73,6 +73,7 @@ class Decoding:
     alpha_0:          share decoded by diffusion (any-order families)
     sub_context:      length of the stretches decoded in parallel, 0 for the random order
     remask:           largest share of the filled positions that a step reopens; 0 for none
+    by_ratio:         drafts are verified by ratio and not by coupled draws
     """
 
     mode: Mode
@@ -94,6 +95,7 @@ class Decoding:
     alpha_0: float
     sub_context: int
     remask: float
+    by_ratio: bool
     branches: Branches
     latent: LatentKnobs
 
@@ -141,6 +143,7 @@ def resolve_decoding(sampling: SamplingParams, rule: FamilyRule) -> Decoding:
         alpha_0=_alpha_0(params, rule),
         sub_context=_sub_context(params, rule),
         remask=_remask(sampling, rule),
+        by_ratio=_by_ratio(params, rule, mode),
         branches=_branches(params, rule),
         latent=_latent(params, rule),
     )
@@ -330,6 +333,19 @@ def _remask(sampling: SamplingParams, rule: FamilyRule) -> float:
     if value and sampling.grammar is not None:
         raise _refusal("remask", "cannot be combined with a grammar")
     return value
+
+
+def _by_ratio(params: DecodingParams, rule: FamilyRule, mode: Mode) -> bool:
+    value = params.verification
+    if value not in (None, "coupled", "ratio"):
+        raise _refusal("verification", f"must be one of coupled, ratio, got {value!r}")
+    if value != "ratio":
+        return False
+    if mode is not Mode.SPECULATIVE:
+        raise _refusal("verification", "ratio needs drafts that the model itself verifies")
+    if rule.latent is not None:
+        raise _refusal("verification", "ratio cannot be combined with drafts in branches")
+    return True
 
 
 def _positive(field: str, value: int | None) -> int | None:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from sampler.messages import ModelInfo, StepOutput, TokenBatch
 from sampler.plan import Plan
 from sampler.prediction import check_prediction
 from sampler.rank_spans import RankSpans
+from sampler.ratio import ratio_step
 from sampler.request import Delta, FinishReason, Request
 from sampler.runner import HostScores, StepRunner
 from sampler.scheduler import Scheduler
@@ -248,7 +249,7 @@ class Engine:
             record is not None and record.request.params.prompt_logprobs is not None
             for record in self.scheduler.records
         ]
-        return build_step_input(
+        step = build_step_input(
             plan,
             self.table,
             self.rule,
@@ -256,6 +257,8 @@ class Engine:
             wants_prompt=np.array(wants) if any(wants) else None,
             buffer=self._buffer,
         )
+        ratio = ratio_step(step.scored, self.table)
+        return step if ratio is None else replace(step, ratio=ratio)
 
     def _count(
         self, plan: Plan, scores: HostScores, deltas: list[Delta], *, num_tokens: int
@@ -320,6 +323,7 @@ def cache_for(
         head_dim=network.head_dim,
         dtype=dtype,
         device=device,
+        is_zeroed=network.is_row_exact,
     )
 
 

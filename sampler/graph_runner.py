@@ -96,11 +96,15 @@ class GraphRunner:
         count = step.scored.rows.size
         if count == 0:
             return no_scores()
-        if not self._is_plain(spec):
+        if self._is_plain(spec):
+            outputs = self._scorings.run(bucket.num_rows, _scoring_inputs(hidden, spec))
+            scores = RowScores(*(output[:count] for output in outputs))
+        else:
             head, bias = self._network.head_weight, self._network.head_bias
-            return to_host(score_rows(hidden[:count], head, bias, spec))
-        outputs = self._scorings.run(bucket.num_rows, _scoring_inputs(hidden, spec))
-        return to_host(RowScores(*(output[:count] for output in outputs)))
+            scores = score_rows(hidden[:count], head, bias, spec)
+        if step.ratio is not None:
+            scores = self._eager.ratio.apply(hidden[:count], scores, spec, step.ratio)
+        return to_host(scores)
 
     def _bucket_of(self, step: NetworkInput) -> Bucket | None:
         """The bucket of a step that can be replayed."""

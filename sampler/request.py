@@ -116,6 +116,7 @@ class DecodingParams:
     remask:         largest share of a canvas's filled positions that a step reopens (ReMDM),
                     in [0, 1)
     infill_length:  positions to fill before a given suffix
+    verification:   coupled or ratio: how proposals are verified
     branches:       all, full or none: for which acceptances a verifying step drafts on
     evo:            how latents move
     drafts:         ngram: proposals come from the text so far and not from a canvas
@@ -144,6 +145,7 @@ class DecodingParams:
     cache: str | None = None
     remask: float | None = None
     infill_length: int | None = None
+    verification: str | None = None
     branches: str | None = None
     evo: EvoParams | None = None
     drafts: str | None = None

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kernels import KVCache, RowScores, ScoreSpec, score_rows
 from sampler.latent_store import LatentStore
+from sampler.ratio import RatioVerifier
 from sampler.step_input import StepInput
 from weights.network import Network
 
@@ -54,6 +55,7 @@ class Runner:
         self.network = network
         self.cache = cache
         self.latents = latents
+        self.ratio = RatioVerifier(network)
 
     @torch.inference_mode()
     def run(self, step: StepInput, spec: ScoreSpec) -> HostScores:
@@ -72,6 +74,8 @@ class Runner:
         if step.latents is not None and self.latents is not None:
             assert scores.expected_embedding is not None, "it was asked for"
             self.latents.keep_expected(step.latents, scores.expected_embedding)
+        if step.ratio is not None:
+            scores = self.ratio.apply(hidden, scores, spec, step.ratio)
         return to_host(scores)
 
 

@@ -10,6 +10,7 @@ from kernels import PURPOSE_DRAFT, PURPOSE_TARGET, AllowedTokens, ScoreSpec, Spa
 from sampler.acceptance import Rule
 from sampler.decoding import Mode
 from sampler.grammar import Constraint
+from sampler.ratio import drafts_by_ratio
 from sampler.request import SamplingParams, has_penalties
 from sampler.seat_record import SeatRecord
 from sampler.sequence_table import SequenceTable
@@ -49,13 +50,17 @@ def build_score_spec(
 ) -> ScoreSpec:
     """Gather what `score_rows` needs for the R scored rows."""
     seats, positions = scored.seats, scored.positions
-    special = np.flatnonzero(table.is_special[seats])
+    # Whatever a draft is drawn from, verifying it by ratio gives the target's distribution: such
+    # drafts go without penalties, bias and allowed tokens.
+    by_ratio = drafts_by_ratio(scored, table)
+    special = np.flatnonzero(table.is_special[seats] & ~by_ratio)
     chosen = _special_records(special, seats, records)
-    # Drafts that will be verified are drawn with the noise of the verifying draw, which makes
-    # the two agree as often as their distributions do. A position that is drafted once, in an
+    # Drafts that coupled draws will verify are drawn with the noise of the verifying draw, which
+    # makes the two agree as often as their distributions do. A position that is drafted once, in an
     # order fixed beforehand, needs no other noise than the target's either.
     is_draft = scored.kinds == RowKind.DRAFT
     is_draft &= (table.mode[seats] != Mode.SPECULATIVE) & (table.rule[seats] != Rule.EVERYTHING)
+    is_draft |= by_ratio
     columns = np.minimum(positions, table.attempts.shape[1] - 1)
     attempts = np.where(is_draft, table.attempts[seats, columns], 0)
     purposes = np.where(is_draft, PURPOSE_DRAFT, PURPOSE_TARGET)

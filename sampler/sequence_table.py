@@ -186,6 +186,7 @@ class SequenceTable:
         self.edit_confidence = np.zeros(num_seats, dtype=np.float32)
         self.alpha_0 = np.zeros(num_seats, dtype=np.float64)
         self.remask = np.zeros(num_seats, dtype=np.float32)
+        self.by_ratio = np.zeros(num_seats, dtype=np.bool_)
         self.sub_context = _zeros(num_seats)
         self.branches = _zeros(num_seats)
         self.width_now = _zeros(num_seats)
@@ -255,6 +256,7 @@ class SequenceTable:
         self.distance_weight[seat] = decoding.distance_weight
         self.alpha_0[seat] = decoding.alpha_0
         self.remask[seat] = decoding.remask
+        self.by_ratio[seat] = decoding.by_ratio
         self.sub_context[seat] = decoding.sub_context
         self.branches[seat] = decoding.branches
         self.width_now[seat] = decoding.width

@@ -16,6 +16,7 @@ from sampler.latent_rows import LaidOut, latent_rows
 from sampler.latent_spans import LatentSpans
 from sampler.latent_store import LatentStep
 from sampler.plan import Plan
+from sampler.ratio_step import RatioStep
 from sampler.sequence_table import IntArray, SequenceTable
 from sampler.span_rule import SpanRule
 from sampler.step_buffer import StepBuffer
@@ -62,11 +63,13 @@ class StepInput:
     """What the runner needs for one step.
 
     latents: how the latents of this step come about; None when no row's latent is below t = 1
+    ratio:   what is drafted and verified by ratio, or None
     """
 
     network: NetworkInput
     scored: ScoredRows
     latents: LatentStep | None = None
+    ratio: RatioStep | None = None
 
 
 @dataclass(frozen=True, slots=True)

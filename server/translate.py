@@ -47,6 +47,7 @@ _DRAFTING_FIELDS = (
     "max_edit_steps",
     "cache",
     "remask",
+    "verification",
     "branches",
     "evo",
 )

@@ -166,6 +166,11 @@ class DecodingBody(BaseModel):
     infill_length: int | None = Field(
         None, ge=1, le=65536, description="Positions to fill before a suffix."
     )
+    verification: Literal["coupled", "ratio"] | None = Field(
+        None,
+        description="How drafts are verified: coupled draws give the tokens of ar with the same "
+        "seed (the default), ratio keeps more drafts and gives tokens of the same distribution.",
+    )
     branches: Literal["all", "full", "none"] | None = Field(
         None,
         description="For which numbers of accepted proposals a verifying step drafts on: all in "

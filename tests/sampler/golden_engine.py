@@ -52,7 +52,14 @@ def golden_model(
 
 
 def golden_engine(
-    model: LoadedModel, *, eos=(), page_size=4, context=None, new_runner=Runner, **options
+    model: LoadedModel,
+    *,
+    eos=(),
+    page_size=4,
+    context=None,
+    num_pages=None,
+    new_runner=Runner,
+    **options,
 ) -> Engine:
     """An engine in this process over a loaded model.
 
@@ -63,7 +70,7 @@ def golden_engine(
     config = EngineConfig(model="golden", page_size=page_size, **settings)
     context = context or model.context_length
     device = model.network.token_table.device
-    num_pages = config.max_sequences * (context // page_size + 1)
+    num_pages = num_pages or config.max_sequences * (context // page_size + 1)
     cache = allocate_kv_cache(
         num_layers=model.network.num_layers,
         num_pages=num_pages + 1,
