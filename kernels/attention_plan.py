@@ -23,6 +23,13 @@ _GATHER_BELOW = 192
 # Rows of a long causal span are cut into tiles of this many, each over the entries it can see.
 _TILE_ROWS = 256
 
+# Spans of so many rows or fewer are computed row by row where that has been asked for.
+_EXACT_ROWS = 64
+# What the fused attention does to a row does not depend on how many masked entries follow it, as
+# long as the number of all entries is one of these or a multiple of the last (its tile of keys).
+# Found by trying: other lengths, 448 for one, differ in the last bit.
+_EXACT_LENGTHS = (64, 128, 256, 512)
+
 # On a GPU: programs that fill it (two on each of 132 multiprocessors), rows times group of a large
 # tile, entries below which a split is not worth merging and above which one program would be the
 # last to finish, and a bound on the memory of partial outputs. Not yet measured.
@@ -48,6 +55,7 @@ class SpanGroup:
     first_slot:          the L entries lie side by side from this slot on
     slot_index:          [n * L] int64 otherwise
     mask:                [n, 1, m, L], 0 or -inf to add to the scores; None when all see all
+    is_shared:           the n spans are rows of one span, which read the same L entries
     """
 
     num_spans: int
@@ -58,6 +66,7 @@ class SpanGroup:
     first_slot: int | None
     slot_index: Tensor | None
     mask: Tensor | None
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +92,13 @@ def plan_attention(
     num_heads: int,
     num_kv_heads: int,
     dtype: torch.dtype = torch.float32,
+    exact_slots: int | None = None,
 ) -> AttentionPlan:
     """Plan the attention of a step; dtype is that of the queries.
+
+    exact_slots: on a CPU, make rows of short spans (up to 64) the same bit for bit whatever runs
+                 beside them and however many rows their span has. It is the number of slots of
+                 the cache, all of which must then hold numbers: masked ones are read
 
     Raises ValueError when the query heads are no multiple of the key-value heads.
     """
@@ -92,7 +106,8 @@ def plan_attention(
         raise ValueError(f"{num_heads} query heads cannot share {num_kv_heads} key-value heads")
     if runs_triton(batch.limits):
         return AttentionPlan((), None, None, _num_splits(batch, num_heads, num_kv_heads))
-    return _plan_cpu(_HostBatch.read(batch, page_size), num_kv_heads, dtype)
+    host = _HostBatch.read(batch, page_size)
+    return _plan_cpu(host, num_kv_heads, dtype, exact_slots)
 
 
 def _num_splits(batch: PagedBatch, num_heads: int, num_kv_heads: int) -> int:
@@ -218,23 +233,35 @@ def _lies_side_by_side(
     return np.asarray(((np.diff(table, axis=1) == 1) | ~inside).all(axis=1))
 
 
-def _plan_cpu(host: _HostBatch, num_kv_heads: int, dtype: torch.dtype) -> AttentionPlan:
+def _plan_cpu(
+    host: _HostBatch, num_kv_heads: int, dtype: torch.dtype, exact_slots: int | None
+) -> AttentionPlan:
     together: dict[int, list[int]] = defaultdict(list)
     groups: list[SpanGroup] = []
     order: list[int] = []
     lengths = np.diff(host.starts)
     is_short = (host.span_stops - host.span_lows) * num_kv_heads <= _GATHER_BELOW
+    is_exact = np.zeros(len(lengths), dtype=np.bool_)
+    if exact_slots is not None:
+        is_exact = (lengths <= _EXACT_ROWS) & (host.span_lows == 0) & (host.span_stops > 0)
+        is_short &= lengths == 1
     for span in range(len(lengths)):
         if is_short[span] and host.span_stops[span] > 0:
             together[int(lengths[span])].append(span)
         else:
-            groups.extend(_single_groups(host, span, dtype))
+            if is_exact[span]:
+                groups.append(_exact_group(host, span, dtype, exact_slots or 0))
+            else:
+                groups.extend(_single_groups(host, span, dtype))
             order.extend(range(host.starts[span], host.starts[span + 1]))
     for num_rows, spans in together.items():
-        if len(spans) == 1:
-            groups.extend(_single_groups(host, spans[0], dtype))
+        if len(spans) > 1:
+            is_padded = bool(is_exact[spans].all())
+            groups.append(_batched_group(host, spans, num_rows, dtype, is_padded=is_padded))
+        elif is_exact[spans[0]]:
+            groups.append(_exact_group(host, spans[0], dtype, exact_slots or 0))
         else:
-            groups.append(_batched_group(host, spans, num_rows, dtype))
+            groups.extend(_single_groups(host, spans[0], dtype))
         order.extend(
             row for span in spans for row in range(host.starts[span], host.starts[span + 1])
         )
@@ -297,12 +324,49 @@ def _single_group(
     )
 
 
+def _exact_length(length: int) -> int:
+    longest = _EXACT_LENGTHS[-1]
+    if length > longest:
+        return -(-length // longest) * longest
+    return next(exact for exact in _EXACT_LENGTHS if length <= exact)
+
+
+def _exact_group(host: _HostBatch, span: int, dtype: torch.dtype, num_slots: int) -> SpanGroup:
+    """The rows of a short span one by one, all over as many entries as make no difference."""
+    rows, stop = host.rows(span), int(host.span_stops[span])
+    length = _exact_length(stop)
+    first_slot, slot_index = int(host.slots(span, np.zeros(1, np.int64))[0]), None
+    if not host.contiguous[span] or first_slot + length > num_slots:
+        slots = np.full(length, first_slot)
+        slots[:stop] = host.slots(span, np.arange(stop))
+        slot_index = torch.from_numpy(slots)
+    visible = host.visible(rows, np.arange(length))[:, None]
+    return SpanGroup(
+        num_spans=rows.stop - rows.start,
+        num_rows=1,
+        num_entries=length,
+        first_row=rows.start,
+        row_index=None,
+        first_slot=None if slot_index is not None else first_slot,
+        slot_index=slot_index,
+        mask=_mask(visible, dtype, is_kept=True),
+        is_shared=True,
+    )
+
+
 def _batched_group(
-    host: _HostBatch, spans: list[int], num_rows: int, dtype: torch.dtype
+    host: _HostBatch,
+    spans: list[int],
+    num_rows: int,
+    dtype: torch.dtype,
+    *,
+    is_padded: bool = False,
 ) -> SpanGroup:
     """Short spans of one length; entries beyond a span's own repeat its first seen one."""
     seen = [host.span_lows[span] + np.flatnonzero(host.seen_entries(span)) for span in spans]
     num_entries = max(len(entries) for entries in seen)
+    if is_padded:
+        num_entries = _exact_length(num_entries)
     slots = np.empty((len(spans), num_entries), np.int64)
     visible = np.zeros((len(spans), num_rows, num_entries), np.bool_)
     for index, (span, entries) in enumerate(zip(spans, seen, strict=True)):
@@ -319,15 +383,20 @@ def _batched_group(
         row_index=None if adjacent else torch.from_numpy(rows),
         first_slot=None,
         slot_index=torch.from_numpy(slots.ravel()),
-        mask=_mask(visible, dtype),
+        mask=_mask(visible, dtype, is_kept=is_padded),
     )
 
 
-def _mask(visible: NDArray[np.bool_], dtype: torch.dtype) -> Tensor | None:
-    """[n, m, L] as numbers to add; a row that sees nothing sees all, and is zeroed afterwards."""
+def _mask(
+    visible: NDArray[np.bool_], dtype: torch.dtype, *, is_kept: bool = False
+) -> Tensor | None:
+    """[n, m, L] as numbers to add; a row that sees nothing sees all, and is zeroed afterwards.
+
+    is_kept: also where every row sees everything
+    """
     blind = ~visible.any(axis=2, keepdims=True)
     visible = visible | blind
-    if visible.all():
+    if visible.all() and not is_kept:
         return None
     hidden = torch.from_numpy(~visible)
     return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))[:, None]

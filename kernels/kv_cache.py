@@ -42,14 +42,20 @@ def allocate_kv_cache(
     head_dim: int,
     dtype: torch.dtype,
     device: torch.device,
+    is_zeroed: bool = False,
 ) -> KVCache:
-    """Allocate a cache; raises ValueError when a size is below 1."""
+    """Allocate a cache; raises ValueError when a size is below 1.
+
+    is_zeroed: entries hold zeros until they are written, as `plan_attention` needs them for rows
+               that are the same bit for bit in any company
+    """
     shape = (num_layers, num_pages, page_size, num_kv_heads, head_dim)
     if min(shape) < 1:
         raise ValueError(f"every size of a cache must be at least 1, got {shape}")
+    allocate = torch.zeros if is_zeroed else torch.empty
     return KVCache(
-        keys=torch.empty(shape, dtype=dtype, device=device),
-        values=torch.empty(shape, dtype=dtype, device=device),
+        keys=allocate(shape, dtype=dtype, device=device),
+        values=allocate(shape, dtype=dtype, device=device),
     )
 
 

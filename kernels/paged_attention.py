@@ -119,8 +119,9 @@ def _entries(cache: Tensor, group: SpanGroup) -> Tensor:
     if group.slot_index is not None:
         cache = cache.view(-1, row).index_select(0, group.slot_index)
     offset = int(cache.storage_offset()) + (group.first_slot or 0) * row
+    between_spans = 0 if group.is_shared else group.num_entries * row
     return cache.as_strided(
         (group.num_spans, heads, group.num_entries, dim),
-        (group.num_entries * row, dim, row, 1),
+        (between_spans, dim, row, 1),
         offset,
     )

@@ -205,4 +205,5 @@ def _scratch_cache(network: Network, batch: PagedBatch) -> KVCache:
         head_dim=network.head_dim,
         dtype=network.token_table.dtype,
         device=network.token_table.device,
+        is_zeroed=network.is_row_exact,
     )

@@ -79,6 +79,11 @@ class GeluTransformer:
         return self.vocabulary.token_table
 
     @property
+    def is_row_exact(self) -> bool:
+        """Whether a row's bits do not depend on the other rows of a step (int8 weights)."""
+        return isinstance(self.layers[0].output.weight, Int8Weight)
+
+    @property
     def latent(self) -> None:
         """It has no latents."""
         return
@@ -91,6 +96,7 @@ class GeluTransformer:
             num_heads=self.config.num_heads,
             num_kv_heads=self.config.num_kv_heads,
             dtype=self.token_table.dtype,
+            exact_slots=cache.num_pages * cache.page_size if self.is_row_exact else None,
         )
         rotary = None if self.rotary is None else rotary_rows(self.rotary, step.positions)
         shared = AttentionStep(step.batch, plan, rotary)

@@ -73,6 +73,14 @@ class Network(Protocol):
         ...
 
     @property
+    def is_row_exact(self) -> bool:
+        """Whether a row's bits do not depend on the other rows of a step (int8 weights).
+
+        The cache of such a network must hold numbers from the start (`is_zeroed`).
+        """
+        ...
+
+    @property
     def latent(self) -> LatentInput | None:
         """How latents enter it; None for a network without them."""
         ...

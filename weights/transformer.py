@@ -99,6 +99,15 @@ class Transformer:
         self.latent = latent
 
     @property
+    def is_row_exact(self) -> bool:
+        """Whether a row's bits do not depend on the other rows of a step (int8 weights).
+
+        Rounding to int8 makes last-bit differences large, so attention must not have any; the
+        cache must then hold numbers from the start.
+        """
+        return isinstance(self.layers[0].output.weight, Int8Weight)
+
+    @property
     def head_weight(self) -> Tensor | Int8Weight:
         """The output head [V, d]."""
         return self.vocabulary.head.weight
@@ -122,6 +131,7 @@ class Transformer:
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             dtype=self.first_norm.dtype,
+            exact_slots=cache.num_pages * cache.page_size if self.is_row_exact else None,
         )
         shared = AttentionStep(step.batch, plan, rotary_rows(self.rotary, step.positions))
         draft_rows = step.draft_rows

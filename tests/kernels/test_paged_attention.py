@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -171,3 +173,65 @@ def test_queries_of_another_shape_are_refused():
     plan = plan_attention(case.batch, page_size=16, num_heads=4, num_kv_heads=2)
     with pytest.raises(ValueError, match="does not fit 2 rows"):
         paged_attention(case.q[:1], case.keys, case.values, case.batch, plan, scale=1.0)
+
+
+def exact(case):
+    slots = case.keys.shape[0] * case.keys.shape[1]
+    plan = plan_attention(
+        case.batch,
+        page_size=case.page_size,
+        num_heads=case.num_heads,
+        num_kv_heads=case.num_kv_heads,
+        dtype=case.q.dtype,
+        exact_slots=slots,
+    )
+    # Masked entries are read: they must be numbers, whatever they are.
+    keys, values = case.keys.nan_to_num(3.0), case.values.nan_to_num(-5.0)
+    return paged_attention(case.q, keys, values, case.batch, plan, scale=SCALE)
+
+
+@pytest.mark.parametrize("scattered", [True, False])
+def test_exact_rows_agree_with_dense_masks(scattered):
+    case = make_case(MIXED, scattered=scattered)
+    torch.testing.assert_close(
+        exact(case).double(), dense_attention(case, SCALE), atol=TOLERANCE, rtol=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("num_heads", [1, 6])
+@pytest.mark.parametrize("prefix", [1, 40, 63, 64, 70, 120, 250, 447, 500, 511, 600, 1100])
+def test_exact_rows_are_the_same_bits_in_any_company(prefix, num_heads):
+    """A row alone, among the rows of its span, with branches behind it, and beside other spans."""
+    sizes = {"num_heads": num_heads, "num_kv_heads": 1 if num_heads == 1 else 2}
+    whole = make_case((branches(prefix, 4), causal(33, 1), causal(prefix + 9, 2)), **sizes)
+    together = exact(whole)
+    starts = whole.batch.span_starts.tolist()
+    for row in range(starts[1]):
+        lone = _only_row(whole, span=0, row=row)
+        assert torch.equal(exact(lone)[0], together[row]), row
+    assert torch.equal(exact(_only_row(whole, span=1, row=starts[1]))[0], together[starts[1]])
+
+
+def _only_row(case, *, span, row):
+    """The same case with one row of one span."""
+    batch = case.batch
+    one = slice(row, row + 1)
+    windows = batch.window_starts is not None
+    limit = int(batch.limits[row])
+    stop = int(batch.window_stops[row]) if windows else 0
+    return replace(
+        case,
+        q=case.q[one].contiguous(),
+        batch=replace(
+            batch,
+            span_starts=torch.tensor([0, 1], dtype=torch.int32),
+            page_table=batch.page_table[span : span + 1],
+            slots=batch.slots[one],
+            limits=batch.limits[one],
+            firsts=None if batch.firsts is None else batch.firsts[one],
+            window_starts=batch.window_starts[one] if windows else None,
+            window_stops=batch.window_stops[one] if windows else None,
+            max_span=1,
+            max_limit=max(limit, stop),
+        ),
+    )

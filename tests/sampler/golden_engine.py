@@ -79,6 +79,7 @@ def golden_engine(
         head_dim=model.network.head_dim,
         dtype=torch.float32,
         device=device,
+        is_zeroed=model.network.is_row_exact,
     )
     rule = model.family.rule
     return Engine(

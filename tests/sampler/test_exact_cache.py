@@ -77,7 +77,11 @@ class ComparingRunner:
         spans = step.scored.spans
         rows = step.scored.rows - starts[0][spans] + plan.first[spans] + starts[1][spans]
         network_input = replace(full.network, score_rows=torch.from_numpy(rows))
-        return network.network.forward(network_input, network.cache)
+        return network.network.forward(self.with_latents(network_input, step), network.cache)
+
+    def with_latents(self, network_input, step):
+        """What a family with latents adds to the input."""
+        return network_input
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -47,6 +47,7 @@ def new_cache(network, num_entries, num_sequences=1) -> KVCache:
         head_dim=network.head_dim,
         dtype=network.token_table.dtype,
         device=network.token_table.device,
+        is_zeroed=network.is_row_exact,
     )
 
 

@@ -68,6 +68,7 @@ class AnswerWriter:
             head_dim=network.head_dim,
             dtype=network.token_table.dtype,
             device=network.token_table.device,
+            is_zeroed=network.is_row_exact,
         )
 
     @property
