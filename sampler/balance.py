@@ -25,7 +25,8 @@ IntArray = NDArray[np.int64]
 
 # Width 0 is AR; a window of one row drafts nothing.
 WIDTHS = (0, 2, 4, 8, 16, 32, 64, 128)
-WIDEST = WIDTHS[-1]
+# Of latent branches, whose rows grow with the square of the width.
+BRANCH_WIDTHS = (0, 2, 3, 4, 5, 6, 8, 12, 16)
 # Tokens per row; below the first no row is worth the electricity, and at the last every
 # sequence decodes by AR, as no draft is confirmed more often than always.
 _NUM_PRICES = 64
@@ -59,6 +60,7 @@ _PROBE_SUCCESS = 2
 class RoundCosts:
     """What a round costs per step, by width: each is [W], the first entry is AR.
 
+    widths:      ascending; the first is 0
     rows:        rows of the network
     scored_rows: rows whose scores are computed
     most_rows:   rows of the larger one of its two steps, [W] int64
@@ -66,6 +68,7 @@ class RoundCosts:
     steps:       of a round: drafts are verified in the step after, or in the one that drafts on
     """
 
+    widths: tuple[int, ...]
     rows: FloatArray
     scored_rows: FloatArray
     most_rows: IntArray
@@ -78,7 +81,7 @@ def canvas_costs() -> RoundCosts:
     widths = np.array(WIDTHS, dtype=np.float64)
     rows, scored = widths.copy(), widths - 0.5
     rows[0] = scored[0] = 1.0
-    return RoundCosts(rows=rows, scored_rows=scored, most_rows=rows.astype(np.int64))
+    return RoundCosts(WIDTHS, rows=rows, scored_rows=scored, most_rows=rows.astype(np.int64))
 
 
 def rank_costs() -> RoundCosts:
@@ -88,15 +91,15 @@ def rank_costs() -> RoundCosts:
     rows[0], scored[0] = 2.0, 1.0
     most = (2 * widths + 1).astype(np.int64)
     most[0] = 2
-    return RoundCosts(rows=rows, scored_rows=scored, most_rows=most, num_certain=1)
+    return RoundCosts(WIDTHS, rows=rows, scored_rows=scored, most_rows=most, num_certain=1)
 
 
 def branch_costs() -> RoundCosts:
     """Latent branches: w rows verify, and w branches of w - 1 rows draft on in the same step."""
-    widths = np.array(WIDTHS, dtype=np.float64)
-    rows = widths * widths
+    rows = np.array(BRANCH_WIDTHS, dtype=np.float64) ** 2
     rows[0] = 1.0
-    return RoundCosts(rows=rows, scored_rows=rows, most_rows=rows.astype(np.int64), steps=1)
+    most = rows.astype(np.int64)
+    return RoundCosts(BRANCH_WIDTHS, rows=rows, scored_rows=rows, most_rows=most, steps=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +126,9 @@ class Load:
 
 @dataclass(slots=True)
 class BalanceCounts:
-    """Counted up from the start; `chosen` by width, in the order of `WIDTHS`."""
+    """Counted up from the start; `chosen` by width, in the order of `widths`."""
 
+    widths: tuple[int, ...]
     chosen: IntArray
     num_switches: int = 0
     num_handed_to_ar: int = 0
@@ -132,7 +136,7 @@ class BalanceCounts:
 
     def by_width(self) -> dict[int, int]:
         """Choices by width."""
-        return dict(zip(WIDTHS, self.chosen.tolist(), strict=True))
+        return dict(zip(self.widths, self.chosen.tolist(), strict=True))
 
 
 class Balance:
@@ -142,10 +146,10 @@ class Balance:
         self, *, num_seats: int, costs: RoundCosts, step_time: StepTimeModel | None = None
     ) -> None:
         self.step_time = step_time if step_time is not None else StepTimeModel()
-        widths = tuple(max(width - costs.num_certain, 0) for width in WIDTHS)
+        widths = tuple(max(width - costs.num_certain, 0) for width in costs.widths)
         self.acceptance = AcceptanceModel(num_seats=num_seats, widths=widths, learns=True)
         self.price = float(_PRICES[-1])
-        self.counts = BalanceCounts(chosen=np.zeros(len(WIDTHS), dtype=np.int64))
+        self.counts = BalanceCounts(costs.widths, np.zeros(len(costs.widths), dtype=np.int64))
         self._costs = costs
         # A request with a seed sees tables and a price that nobody else can change.
         self._fixed = AcceptanceModel(num_seats=num_seats, widths=widths, learns=False)
@@ -160,10 +164,12 @@ class Balance:
         self._had_prompts = False
         self._by_price = (np.zeros(_NUM_PRICES), np.zeros(_NUM_PRICES), np.zeros(_NUM_PRICES))
         self._row_worth = 0.0
-        self._widths = np.array(WIDTHS)
+        self._widths = np.array(costs.widths)
+        # A width above the cap stands for the cap if the next narrower one lies below it.
+        self._narrower = np.concatenate(([-1], self._widths[:-1]))
         self._num_seated = 0
         self._own_price = np.ones(num_seats)
-        self._allowed = np.ones((num_seats, len(WIDTHS)))
+        self._allowed = np.ones((num_seats, len(costs.widths)))
         # Of every candidate price: rows of a sequence, by choice.
         self._paid = _PRICES[:, None, None] * costs.rows
 
@@ -171,8 +177,7 @@ class Balance:
         """Begin a sequence whose rounds may be up to `cap` rows wide."""
         self._is_seeded[seat] = is_seeded
         self._cap[seat] = cap
-        # A width above the cap stands for the cap, twice the cap for nothing.
-        self._allowed[seat] = self._widths < 2 * cap
+        self._allowed[seat] = self._narrower < cap
         shift = (self._num_seated * _GOLDEN + 0.5) % 1 - 0.5
         self._own_price[seat] = _PRICE_STEP ** (shift * 2 * _SPREAD_STEPS)
         if is_seeded:
@@ -233,7 +238,7 @@ class Balance:
     def _columns(
         self, model: AcceptanceModel, seats: IntArray, price: float, row_worth: float
     ) -> IntArray:
-        """The best choice of each sequence, an index of `WIDTHS`.
+        """The best choice of each sequence, an index of the widths.
 
         price, row_worth: tokens per row, for choices and for probes
         """
@@ -263,7 +268,7 @@ class Balance:
         rows = self._costs.rows
         best = model.best_expected(_PROBE_COLUMN) + self._costs.num_certain
         best /= self._costs.steps
-        due &= self._cap[seats] >= WIDTHS[_PROBE_COLUMN]
+        due &= self._cap[seats] >= self._widths[_PROBE_COLUMN]
         # Only where drafts seem useless; where they are but too expensive, all is known.
         due[due] = (self._gains(model, seats[due]) <= 1.0 + _STICKINESS).all(1)
         if best - 1 <= price * (rows[_PROBE_COLUMN] - rows[0]):
@@ -324,7 +329,7 @@ class Balance:
         tokens += self._costs.num_certain
         tokens *= 1 / self._costs.steps
         tokens[:, 0] = 1.0
-        tokens[self._widths >= 2 * caps[:, None]] = 0.0
+        tokens[self._narrower >= caps[:, None]] = 0.0
         columns = (tokens - self._paid).argmax(2)  # [P, L]
         chosen = np.stack(
             (
@@ -368,4 +373,4 @@ class Balance:
         counts = self.counts
         counts.num_switches += int((before != columns).sum())
         counts.num_handed_to_ar += int((is_single & (before > 0)).sum())
-        counts.chosen += np.bincount(columns, minlength=len(WIDTHS))
+        counts.chosen += np.bincount(columns, minlength=self._widths.size)
