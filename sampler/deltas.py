@@ -190,12 +190,14 @@ class DeltaWriter:
         filled = self._filled(seat, start, limit)
         stop = self._first_stop(seat, start, filled)
         constraint = self._record(seat).constraint
-        if constraint is not None and constraint.failure is not None:
-            return int(table.prompt_length[seat]) + constraint.num_consumed, FinishReason.ERROR
+        if constraint is not None and constraint.is_done:
+            end = int(table.prompt_length[seat]) + constraint.num_consumed
+            # Verified drafts may go on behind the grammar's end, and an end of text with them.
+            if stop is None or stop >= end:
+                failed = constraint.failure is not None
+                return end, FinishReason.ERROR if failed else FinishReason.STOP
         if stop is not None:
             return stop + 1, FinishReason.STOP
-        if constraint is not None and constraint.is_done:
-            return int(table.prompt_length[seat]) + constraint.num_consumed, FinishReason.STOP
         if filled >= limit:
             return limit, FinishReason.LENGTH
         if table.order is not None:
