@@ -38,10 +38,10 @@ def repeatable():
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
     """Hand out poison for uninitialised memory, so that reading it fails a test every time."""
-    allocate = torch.empty
+    for allocate in (torch.empty, torch.empty_like):
 
-    def poisoned(*args, **kwargs):
-        memory = allocate(*args, **kwargs)
-        return memory.fill_(float("nan") if memory.is_floating_point() else -1)
+        def poisoned(*args, allocate=allocate, **kwargs):
+            memory = allocate(*args, **kwargs)
+            return memory.fill_(float("nan") if memory.is_floating_point() else -1)
 
-    monkeypatch.setattr(torch, "empty", poisoned)
+        monkeypatch.setattr(torch, allocate.__name__, poisoned)

@@ -120,6 +120,29 @@ def test_every_rule_takes_an_empty_batch(rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
+def test_no_rule_reads_anything_back_on_the_host(rule):
+    """Tensors without memory: reading a number, or a shape that depends on one, fails."""
+    with torch.device("meta"):
+        accepted = RULES[rule](torch.rand(6, 9), torch.zeros(6, 9, dtype=torch.bool))
+    assert (accepted.shape, accepted.dtype) == ((6, 9), torch.bool)
+
+
+def test_no_verification_reads_anything_back_on_the_host():
+    with torch.device("meta"):
+        ids, flags = torch.zeros(6, 9, dtype=torch.int64), torch.zeros(6, 9, dtype=torch.bool)
+        numbers, rows = torch.rand(6, 9), torch.rand(6)
+        outputs = (
+            verify_drawn(ids, ids, flags),
+            verify_ratio(numbers, numbers, numbers, flags),
+            edit_tokens(ids, ids, numbers, flags, rows),
+            remask_tokens(numbers, flags, numbers, rows),
+        )
+        drawn = residual_draw(torch.rand(6, 50), torch.rand(6, 50), torch.rand(6, 50))
+    assert all((one.shape, one.dtype) == ((6, 9), torch.bool) for one in outputs)
+    assert drawn.shape == (6,)
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_padding_does_not_change_a_row(rule):
     preference, is_open = torch.rand(20, 9), torch.rand(20, 9) < 0.5
     padded = torch.full((20, 12), 5.0)

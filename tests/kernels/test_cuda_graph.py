@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -117,6 +119,26 @@ def test_padded_batch_gives_the_same_rows(device):
     expected = dense_attention(case, 0.25)
     torch.testing.assert_close(output[:rows].double(), expected, atol=2e-5, rtol=2e-5)
     assert output[rows:].eq(0).all()
+
+
+@pytest.mark.kernel
+def test_a_bucket_fixes_how_many_programs_share_a_prefix(device):
+    """Whatever fills it; and a bucket of few rows and long prefixes has many."""
+    steps = captured_names(device)
+    cases = ((causal(3, 1),), (causal(90, 3), any_order(50, 2, 2)), (causal(150, 1),) * 4)
+    splits = set()
+    for spans in cases:
+        run_named(steps, named(make_case(spans, device=device).batch))
+        filled = PagedBatch(
+            **dict(steps._captured["bucket"].inputs),
+            max_span=BUCKET["max_span"],
+            max_limit=BUCKET["max_limit"],
+        )
+        plan = plan_attention(filled, page_size=16, num_heads=4, num_kv_heads=2)
+        splits.add(plan.num_splits)
+    assert len(splits) == 1
+    long = replace(filled, max_limit=1 << 17)
+    assert plan_attention(long, page_size=16, num_heads=4, num_kv_heads=2).num_splits > 4
 
 
 @pytest.mark.gpu

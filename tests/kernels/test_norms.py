@@ -3,6 +3,7 @@ import torch
 
 from kernels import add_rms_norm, layer_norm, rms_norm
 from kernels.norms import add_rms_norm_reference, layer_norm_reference, rms_norm_reference
+from tests.kernels.batches import HALF_TYPES
 
 SHAPES = [(0, 8), (1, 1), (3, 576), (5, 1023), (2, 1024), (2, 1025)]
 
@@ -64,7 +65,7 @@ def test_zeros_stay_zeros(device):
     assert normed.eq(0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", HALF_TYPES)
 def test_weights_multiply_before_the_result_is_rounded(dtype, device):
     """Rounding in between, as some authors' code does, gives other numbers in half precision."""
     x, weight = draw((64, 576), dtype, device)
