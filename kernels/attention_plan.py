@@ -23,8 +23,10 @@ _GATHER_BELOW = 192
 # Rows of a long causal span are cut into tiles of this many, each over the entries it can see.
 _TILE_ROWS = 256
 
-# Spans of so many rows or fewer are computed row by row where that has been asked for.
+# Row by row, where that has been asked for, run spans of so many rows or fewer, and longer ones as
+# far as this many entries: beyond, prompts would take several times as long.
 _EXACT_ROWS = 64
+_EXACT_ENTRIES = 512
 # What the fused attention does to a row does not depend on how many masked entries follow it, as
 # long as the number of all entries is one of these or a multiple of the last (its tile of keys).
 # Found by trying: other lengths, 448 for one, differ in the last bit.
@@ -96,9 +98,10 @@ def plan_attention(
 ) -> AttentionPlan:
     """Plan the attention of a step; dtype is that of the queries.
 
-    exact_slots: on a CPU, make rows of short spans (up to 64) the same bit for bit whatever runs
-                 beside them and however many rows their span has. It is the number of slots of
-                 the cache, all of which must then hold numbers: masked ones are read
+    exact_slots: on a CPU, make rows the same bit for bit whatever runs beside them and however
+                 many rows their span has, if they are 64 at most or see 512 entries at most. It is
+                 the number of slots of the cache, all of which must then hold numbers: masked
+                 ones are read
 
     Raises ValueError when the query heads are no multiple of the key-value heads.
     """
@@ -243,14 +246,15 @@ def _plan_cpu(
     is_short = (host.span_stops - host.span_lows) * num_kv_heads <= _GATHER_BELOW
     is_exact = np.zeros(len(lengths), dtype=np.bool_)
     if exact_slots is not None:
-        is_exact = (lengths <= _EXACT_ROWS) & (host.span_lows == 0) & (host.span_stops > 0)
+        is_exact = (lengths <= _EXACT_ROWS) | (host.span_stops <= _EXACT_ENTRIES)
+        is_exact &= (host.span_lows == 0) & (host.span_stops > 0)
         is_short &= lengths == 1
     for span in range(len(lengths)):
         if is_short[span] and host.span_stops[span] > 0:
             together[int(lengths[span])].append(span)
         else:
             if is_exact[span]:
-                groups.append(_exact_group(host, span, dtype, exact_slots or 0))
+                groups.extend(_exact_groups(host, span, dtype, exact_slots or 0))
             else:
                 groups.extend(_single_groups(host, span, dtype))
             order.extend(range(host.starts[span], host.starts[span + 1]))
@@ -259,7 +263,7 @@ def _plan_cpu(
             is_padded = bool(is_exact[spans].all())
             groups.append(_batched_group(host, spans, num_rows, dtype, is_padded=is_padded))
         elif is_exact[spans[0]]:
-            groups.append(_exact_group(host, spans[0], dtype, exact_slots or 0))
+            groups.extend(_exact_groups(host, spans[0], dtype, exact_slots or 0))
         else:
             groups.extend(_single_groups(host, spans[0], dtype))
         order.extend(
@@ -331,10 +335,23 @@ def _exact_length(length: int) -> int:
     return next(exact for exact in _EXACT_LENGTHS if length <= exact)
 
 
-def _exact_group(host: _HostBatch, span: int, dtype: torch.dtype, num_slots: int) -> SpanGroup:
-    """The rows of a short span one by one, all over as many entries as make no difference."""
-    rows, stop = host.rows(span), int(host.span_stops[span])
-    length = _exact_length(stop)
+def _exact_groups(
+    host: _HostBatch, span: int, dtype: torch.dtype, num_slots: int
+) -> list[SpanGroup]:
+    """The rows of a span one by one, in tiles over as many entries as make no difference."""
+    rows = host.rows(span)
+    starts = range(rows.start, rows.stop, _EXACT_ROWS)
+    tiles = [slice(start, min(start + _EXACT_ROWS, rows.stop)) for start in starts]
+    return [_exact_group(host, span, tile, dtype, num_slots) for tile in tiles]
+
+
+def _exact_group(
+    host: _HostBatch, span: int, rows: slice, dtype: torch.dtype, num_slots: int
+) -> SpanGroup:
+    stop = int(host.limits[rows].max())
+    if host.window_stops is not None:
+        stop = max(stop, int(host.window_stops[rows].max()))
+    length = _exact_length(max(stop, 1))
     first_slot, slot_index = int(host.slots(span, np.zeros(1, np.int64))[0]), None
     if not host.contiguous[span] or first_slot + length > num_slots:
         slots = np.full(length, first_slot)

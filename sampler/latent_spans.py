@@ -83,7 +83,7 @@ class LatentSpans:
         final, stop = table.final[seats], table.canvas_stop[seats]
         is_diffusion = table.mode[seats] == Mode.DIFFUSION
         is_speculative = table.mode[seats] == Mode.SPECULATIVE
-        propose_stop = np.where(is_speculative, stop, final)
+        propose_stop = np.where(is_diffusion, final, stop)
         width = np.where(is_speculative, table.num_drafts[seats], 0)
         # Branches wait until the prompt is settled.
         width[table.settled[seats] < table.prompt_stop[seats] - 1] = 0

@@ -344,7 +344,7 @@ def main() -> None:
         tests = sums(arguments.sums, model)
         parts["diffusion"] = measure_diffusion(engine, prompts, model, tests, arguments)
         print_table(parts["diffusion"])
-    if not arguments.quick:
+    if not arguments.quick and arguments.only is None:
         print(write_json("canvas_adapter", {"prompts": len(prompts), **parts}))
 
 

@@ -203,13 +203,16 @@ def test_exact_rows_agree_with_dense_masks(scattered):
 def test_exact_rows_are_the_same_bits_in_any_company(prefix, num_heads):
     """A row alone, among the rows of its span, with branches behind it, and beside other spans."""
     sizes = {"num_heads": num_heads, "num_kv_heads": 1 if num_heads == 1 else 2}
-    whole = make_case((branches(prefix, 4), causal(33, 1), causal(prefix + 9, 2)), **sizes)
+    company = (causal(33, 1), causal(prefix + 9, 2), causal(0, 200))
+    whole = make_case((branches(prefix, 4), *company), **sizes)
     together = exact(whole)
     starts = whole.batch.span_starts.tolist()
     for row in range(starts[1]):
         lone = _only_row(whole, span=0, row=row)
         assert torch.equal(exact(lone)[0], together[row]), row
-    assert torch.equal(exact(_only_row(whole, span=1, row=starts[1]))[0], together[starts[1]])
+    for span in (1, 3):
+        row = starts[span + 1] - 1
+        assert torch.equal(exact(_only_row(whole, span=span, row=row))[0], together[row])
 
 
 def _only_row(case, *, span, row):

@@ -157,3 +157,12 @@ def test_all_modes_share_a_step():
         engine.submit(one)
     found = run_all(engine)
     assert tokens(found) == alone
+
+
+def test_prompt_lookup_and_predictions_are_verified_beside_a_canvas():
+    for decoding in ({"mode": "speculative", "drafts": "ngram", "width": 4}, {"drafts": "ngram"}):
+        found, engine = answers(NEXT, decoding, temperature=1.0, max_tokens=40)
+        wanted, alone = answers(NEXT, {"mode": "ar"}, temperature=1.0, max_tokens=40)
+        assert tokens(found) == tokens(wanted)
+        assert engine.metrics.proposals_accepted > 0
+        assert engine.metrics.steps < alone.metrics.steps
