@@ -97,6 +97,7 @@ class Decoding:
     remask: float
     by_ratio: bool
     branches: Branches
+    looks_back: bool
     latent: LatentKnobs
 
 
@@ -145,6 +146,7 @@ def resolve_decoding(sampling: SamplingParams, rule: FamilyRule) -> Decoding:
         remask=_remask(sampling, rule),
         by_ratio=_by_ratio(params, rule, mode),
         branches=_branches(params, rule),
+        looks_back=rule.latent is not None and params.drafts is None,
         latent=_latent(params, rule),
     )
 
@@ -169,7 +171,9 @@ def _latent(params: DecodingParams, rule: FamilyRule) -> LatentKnobs:
 
 
 def _mode(params: DecodingParams, rule: FamilyRule) -> Mode:
-    if params.drafts is not None:
+    if params.drafts == "canvas" and rule.latent is None:
+        raise _refusal("drafts", "canvas needs a model whose latent canvas drafts for itself")
+    if params.drafts not in (None, "canvas"):
         return _looked_up(params, rule)
     if params.mode is DecodingMode.AUTO:
         return Mode[_default_mode(rule).upper()]
@@ -181,7 +185,7 @@ def _mode(params: DecodingParams, rule: FamilyRule) -> Mode:
 def _looked_up(params: DecodingParams, rule: FamilyRule) -> Mode:
     """One token after another, with proposals from the text so far (`sampler/prediction.py`)."""
     if params.drafts != "ngram":
-        raise _refusal("drafts", f"must be ngram, got {params.drafts!r}")
+        raise _refusal("drafts", f"must be ngram or canvas, got {params.drafts!r}")
     if rule.settle is not Settle.CAUSAL or rule.settled_speaks_of is not Speaks.NEXT:
         raise _refusal("drafts", "needs a model that has a distribution of the next token")
     if params.mode not in (DecodingMode.AUTO, DecodingMode.SPECULATIVE):

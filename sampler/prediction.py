@@ -36,13 +36,13 @@ _MOST_LOOKED_UP = 16
 _NOTHING: TokenArray = np.empty(0, dtype=np.int32)
 
 
-def lookup(text: TokenArray, *, count: int) -> TokenArray:
+def lookup(text: TokenArray, *, count: int, shortest: int = _SHORTEST_ENDING) -> TokenArray:
     """At most `count` tokens that followed the text's ending where it occurred before.
 
     The longest ending that occurs again decides, by its latest occurrence that `count` tokens
-    follow, or else by its first. Empty when no ending of two tokens or more does.
+    follow, or else by its first. Empty when no ending of `shortest` tokens or more does.
     """
-    for length in range(min(_LONGEST_ENDING, text.size - 1), _SHORTEST_ENDING - 1, -1):
+    for length in range(min(_LONGEST_ENDING, text.size - 1), shortest - 1, -1):
         behind = _behind(text[:-1], text[-length:])
         if behind.size:
             whole = behind[behind + count <= text.size]
@@ -100,6 +100,11 @@ class Proposer:
         self.num_accepted = 0
         self.num_rejected = 0
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether guesses wait to be run."""
+        return self._num_offered > 0
+
     def propose(self, text: TokenArray, *, prompt_length: int, most: int) -> TokenArray:
         """At most `most` guesses of how the text goes on."""
         count = min(self._count, most)
@@ -137,7 +142,7 @@ class Proposer:
 def proposer_for(request: Request) -> Proposer | None:
     """The proposer of a request that has anything to guess from."""
     decoding = request.params.decoding
-    looks_back = decoding.drafts is not None
+    looks_back = decoding.drafts == "ngram"
     if not (request.prediction or looks_back):
         return None
     return Proposer(
@@ -159,7 +164,12 @@ def check_prediction(
             "prediction cannot be verified: this model has no distribution of the next token",
             field="prediction",
         )
-    if resolve_decoding(params, rule).mode is Mode.DIFFUSION:
+    decoding = resolve_decoding(params, rule)
+    if decoding.by_ratio:
+        raise RequestError(
+            "prediction cannot be verified when decoding.verification is ratio", field="prediction"
+        )
+    if decoding.mode is Mode.DIFFUSION:
         raise RequestError(
             "prediction cannot be verified when decoding.mode is diffusion", field="prediction"
         )
@@ -175,16 +185,24 @@ def begin_proposals(
     proposers: Sequence[tuple[int, Proposer]],
     *,
     budget_rows: int,
-) -> None:
+) -> list[int]:
     """Put guesses behind the newest token of sequences that are about to draw the next one.
 
     proposers: (seat, its proposer) of running sequences, most urgent first
     budget_rows: guesses of all of them at most
+
+    Returns the seats whose next step verifies guesses; they draft nothing meanwhile.
     """
     left = budget_rows
+    guessed = []
     for seat, proposer in proposers:
         final = int(table.final[seat])
-        if table.stage[seat] != Stage.SETTLE or table.settled[seat] != final - 1:
+        if proposer.is_pending:
+            guessed.append(seat)
+            continue
+        # What a branch of latents has proposed gives way; drafts of a round of its own do not.
+        waits = table.stage[seat] == Stage.SETTLE or table.latents is not None
+        if not waits or table.settled[seat] != final - 1:
             continue
         # Behind the last guess one more token is drawn.
         most = min(left, int(table.limit[seat]) - 1 - final)
@@ -198,5 +216,7 @@ def begin_proposals(
         table.canvas_stop[seat] = final + guesses.size
         table.stage[seat] = Stage.VERIFY
         # No round of drafts is under way.
-        table.round_width[seat] = 0
+        table.round_width[seat] = table.num_drafts[seat] = 0
+        guessed.append(seat)
         left -= guesses.size
+    return guessed

@@ -108,8 +108,7 @@ class Scheduler:
         seats = self.table.running()
         if seats.size == 0:
             return None
-        self._propose(seats)
-        self._begin_rounds(seats)
+        self._begin_rounds(seats, self._propose(seats))
         plan = self._cut_to_budget(self.rule.spans(self.table, seats))
         return self._with_pages(plan)
 
@@ -125,8 +124,8 @@ class Scheduler:
         for seat in plan.seats[grown].tolist():
             self._key_pages(seat)
 
-    def _propose(self, seats: IntArray) -> None:
-        """Let sequences that can guess how they go on have their guesses verified."""
+    def _propose(self, seats: IntArray) -> list[int]:
+        """Let sequences that can guess how they go on have their guesses verified; which do."""
         table = self.table
         guessing = [
             (seat, record.proposer)
@@ -134,20 +133,23 @@ class Scheduler:
             if (record := self.records[seat]) is not None and record.proposer is not None
         ]
         if not guessing:
-            return
+            return []
         budget = self.max_rows - seats.size
         if (table.settled[seats] < table.prompt_stop[seats]).any():
             budget -= self.max_rows // _PROMPT_SHARE
         # Guesses never take the last pages, which would pause another sequence.
         free_entries = (self.pool.num_available - seats.size) * table.page_size
-        begin_proposals(table, guessing, budget_rows=min(budget, free_entries))
+        return begin_proposals(table, guessing, budget_rows=min(budget, free_entries))
 
-    def _begin_rounds(self, seats: IntArray) -> None:
-        """Let sequences that verify drafts draft again, as wide as asked or as balanced."""
+    def _begin_rounds(self, seats: IntArray, guessed: list[int]) -> None:
+        """Let sequences that verify drafts draft again, as wide as asked or as balanced.
+
+        guessed: seats that verify guesses and draft nothing
+        """
         rule, table = self.rule, self.table
         if self.balance is None or not isinstance(rule, CanvasSpans | RankSpans | LatentSpans):
             return
-        starts = rule.starts_round(table, seats)
+        starts = rule.starts_round(table, seats) & ~np.isin(seats, guessed)
         starting = seats[starts]
         if starting.size == 0:
             return

@@ -189,6 +189,7 @@ class SequenceTable:
         self.by_ratio = np.zeros(num_seats, dtype=np.bool_)
         self.sub_context = _zeros(num_seats)
         self.branches = _zeros(num_seats)
+        self.looks_back = np.zeros(num_seats, dtype=np.bool_)
         self.width_now = _zeros(num_seats)
         # Of latent canvases (`LatentKnobs`).
         self.latent_knobs = [LatentKnobs()] * num_seats
@@ -259,6 +260,7 @@ class SequenceTable:
         self.by_ratio[seat] = decoding.by_ratio
         self.sub_context[seat] = decoding.sub_context
         self.branches[seat] = decoding.branches
+        self.looks_back[seat] = decoding.looks_back
         self.width_now[seat] = decoding.width
         self.latent_knobs[seat] = decoding.latent
         # Probabilities never exceed 1, so that this threshold never edits.

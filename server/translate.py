@@ -260,7 +260,7 @@ def decoding_params(body: DecodingBody | None, info: ModelInfo) -> DecodingParam
     if body is None:
         return DecodingParams()
     can = ", ".join(info.modes)
-    looks_up = body.drafts is not None and body.mode == "speculative"
+    looks_up = body.drafts == "ngram" and body.mode == "speculative"
     if body.mode != "auto" and body.mode not in info.modes and not looks_up:
         raise invalid(
             f"decoding.mode: this model cannot decode by {body.mode}; it can by {can}",

@@ -177,10 +177,10 @@ class DecodingBody(BaseModel):
         "one forward, full acceptance only, or none (drafting and verifying take turns).",
     )
     evo: EvoBody | None = Field(None, description="How latents move (latent canvases).")
-    drafts: Literal["ngram"] | None = Field(
+    drafts: Literal["ngram", "canvas"] | None = Field(
         None,
         description="Where proposals come from: ngram looks up what followed the same tokens "
-        "before; the model's own canvas when left out.",
+        "before, canvas takes what a latent canvas drafted; both when left out, where there is one.",
     )
     stream: Literal["final", "steps", "snapshots"] = Field(
         "final",

@@ -146,8 +146,10 @@ def by_kind(prompts: list[Prompt], answers: list[Answer]) -> Row:
     return {"mean": round(sum(means.values()) / len(means), 3), **means}
 
 
-def speculative(width: int, branches: str = "all") -> DecodingParams:
-    return DecodingParams(mode=DecodingMode.SPECULATIVE, width=width, branches=branches)
+def speculative(width: int, branches: str = "all", drafts: str | None = None) -> DecodingParams:
+    return DecodingParams(
+        mode=DecodingMode.SPECULATIVE, width=width, branches=branches, drafts=drafts
+    )
 
 
 NGRAM = DecodingParams(mode=DecodingMode.SPECULATIVE, drafts="ngram", width=5)
@@ -162,9 +164,12 @@ def measure_drafts(engine: Engine, prompts: list[Prompt], arguments) -> tuple[li
         wanted[temperature], _ = answer_all(
             engine, prompts, AR, temperature=temperature, max_tokens=arguments.max_tokens
         )
-    forms = [(f"canvas, width {w}, branches all", speculative(w)) for w in WIDTHS]
-    forms += [(f"canvas, width 5, branches {b}", speculative(5, b)) for b in BRANCHES[1:]]
-    forms += [("prompt lookup, 5 rows", NGRAM)]
+    forms = [(f"canvas, width {w}", speculative(w, drafts="canvas")) for w in WIDTHS]
+    forms += [(f"canvas and lookup, width {w}", speculative(w)) for w in WIDTHS]
+    forms += [
+        (f"canvas, width 5, branches {b}", speculative(5, b, drafts="canvas")) for b in BRANCHES[1:]
+    ]
+    forms += [("lookup alone, 5 rows", NGRAM)]
     for name, decoding in forms:
         for temperature in (0.0, 0.8) if decoding.width == 5 else (0.0,):
             answers, _ = answer_all(
@@ -188,7 +193,7 @@ def measure_clock(engine: Engine, prompts: list[Prompt], arguments) -> list[Row]
         "width 4, all": speculative(4),
         "width 4, full": speculative(4, "full"),
         "width 4, none (two forwards)": speculative(4, "none"),
-        "prompt lookup": NGRAM,
+        "lookup alone": NGRAM,
     }
     spent, produced = defaultdict(float), Counter()
     for _ in range(arguments.rounds):
