@@ -261,7 +261,8 @@ class AdapterTraining:
         kept = {k: v.detach().clone() for k, v in self.adapter.named_parameters()}
         self._use(self.average)
         levels, largest = self.recipe.shape.num_levels, math.log(self.base.head.shape[0])
-        points = [round(i * levels / _CALIBRATION_POINTS) for i in range(_CALIBRATION_POINTS + 1)]
+        count = min(_CALIBRATION_POINTS, levels)
+        points = [round(i * levels / count) for i in range(count + 1)]
         entropies: list[list[Tensor]] = [[] for _ in points]
         for number, text in enumerate(self._held_out[:_EVALUATION_TEXTS]):
             for found, level in zip(entropies, points, strict=True):
