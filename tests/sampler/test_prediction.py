@@ -11,6 +11,7 @@ from sampler.errors import RequestError
 from sampler.prediction import Proposer, check_prediction, follow, lookup
 from sampler.request import DecodingMode, FinishReason, SamplingParams, TokenKind
 from tests.sampler.test_canvas_engine import BLOCK, RANKED, TWO_MODE
+from tests.sampler.test_latent_engine import NEXT as LATENT
 from tests.tiny import CAUSAL_RULE, VOCABULARY, collect, hash_engine, request, run_all
 
 PROMPT = [5, 6, 7, 8]
@@ -111,6 +112,16 @@ def test_a_prediction_that_leaves_words_out_is_followed_further_on():
     assert last.stats.rejected_prediction_tokens > 0
 
 
+@pytest.mark.parametrize("rule", [TWO_MODE, LATENT])
+def test_a_prediction_goes_before_drafts(rule):
+    one = request("a", PROMPT, max_tokens=24, decoding={"mode": "speculative", "width": 8})
+    said, plain = answer(one, rule)
+    tokens, last = answer(predicting(one, said), rule)
+    assert tokens == said
+    assert last.stats.accepted_prediction_tokens > 16
+    assert last.stats.steps < plain.stats.steps / 2
+
+
 def test_a_wrong_prediction_costs_rows_only():
     one = request("a", PROMPT, max_tokens=12)
     tokens, last = answer(predicting(one, [3] * 20))
@@ -157,7 +168,7 @@ def mutated(tokens, changes):
     changes=mutations,
     temperature=st.sampled_from([0.0, 1.0]),
     max_tokens=st.integers(1, 30),
-    rule=st.sampled_from([CAUSAL_RULE, TWO_MODE]),
+    rule=st.sampled_from([CAUSAL_RULE, TWO_MODE, LATENT]),
     mode=st.sampled_from(["auto", "ar"]),
     max_rows=st.sampled_from([8, 12, 64]),
 )
@@ -177,7 +188,7 @@ def test_no_prediction_changes_an_answer(changes, temperature, max_tokens, rule,
     prompt=st.lists(st.integers(3, 8), min_size=1, max_size=30),
     temperature=st.sampled_from([0.0, 1.0]),
     width=st.sampled_from([None, 1, 5]),
-    rule=st.sampled_from([CAUSAL_RULE, TWO_MODE]),
+    rule=st.sampled_from([CAUSAL_RULE, TWO_MODE, LATENT]),
     mode=st.sampled_from(["auto", "speculative"]),
 )
 def test_no_lookup_changes_an_answer(prompt, temperature, width, rule, mode):
@@ -227,7 +238,7 @@ def test_the_trace_tells_confirmed_tokens_from_drawn_ones():
     assert kinds.count(TokenKind.VERIFIED) == deltas[-1].stats.verified_tokens
 
 
-@pytest.mark.parametrize("rule", [CAUSAL_RULE, TWO_MODE])
+@pytest.mark.parametrize("rule", [CAUSAL_RULE, TWO_MODE, LATENT])
 def test_guesses_in_a_batch_under_preemption_change_nothing(rule):
     plain = [
         request(name, [n, *PROMPT], max_tokens=40, seed=n, temperature=1.0, decoding={"mode": "ar"})
@@ -264,17 +275,20 @@ def test_a_model_that_cannot_verify_refuses_by_name(rule):
 
 def test_the_engine_refuses_what_cannot_be_verified():
     one = predicting(request("a", PROMPT, decoding={"mode": "diffusion"}), [1])
+    ratio = {"mode": "speculative", "verification": "ratio"}
+    six = predicting(request("f", PROMPT, decoding=ratio), [1])
     two = request("b", PROMPT, decoding={"drafts": "ngram", "mode": "ar"})
     three = request("c", PROMPT, decoding={"drafts": "wishes"})
     long = predicting(request("d", PROMPT), [1] * 129)
     foreign = predicting(request("e", PROMPT), [VOCABULARY])
-    answers = run_all(hash_engine(TWO_MODE), one, two, three, long, foreign)
+    answers = run_all(hash_engine(TWO_MODE), one, two, three, long, foreign, six)
     assert {name: deltas[0].error_field for name, (_, deltas) in answers.items()} == {
         "a": "prediction",
         "b": "decoding.drafts",
         "c": "decoding.drafts",
         "d": "prediction",
         "e": "prompt",
+        "f": "prediction",
     }
 
 
