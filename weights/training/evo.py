@@ -187,8 +187,12 @@ def _bound(network: EvoNetwork, tokens: Tensor, width: int, generator: torch.Gen
 
 
 def calibration(measured: list[tuple[float, float]]) -> Json:
-    """The measured pairs, made to rise with t by pooling neighbours that fall."""
-    pooled = pool_rising([entropy for _, entropy in measured])
+    """The measured pairs, made to rise with t by pooling neighbours that fall.
+
+    At t = 0 the entropy is 0 whatever was measured: such a row holds its token, and is not
+    trained to say it.
+    """
+    pooled = pool_rising([entropy if t > 0 else 0.0 for t, entropy in measured])
     return [[t, round(entropy, 6)] for (t, _), entropy in zip(measured, pooled, strict=True)]
 
 

@@ -130,6 +130,7 @@ class Trainer:
 
     def run(self, trained: Windows, held_out: Tensor) -> bool:
         """Train to the end, or until SIGTERM or SIGINT; true at the end. Saves either way."""
+        begun_at = self.step
         with _stop_signals() as stop:
             while not self.is_done and not stop.is_set:
                 self._update(trained)
@@ -137,7 +138,7 @@ class Trainer:
                     self._measure(held_out)
                 if self.step % self.schedule.save_every == 0:
                     self.save()
-        if self.is_done and self.step % self.schedule.measure_every:
+        if self.is_done and self.step > begun_at and self.step % self.schedule.measure_every:
             self._measure(held_out)
         self.save()
         return self.is_done

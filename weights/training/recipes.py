@@ -17,14 +17,17 @@ EVO = FromScratch(
         "A small model whose tokens can be decoded one at a time or from a canvas of latents, "
         "each with a progress t of its own. It follows our reading of Evo (arXiv 2603.06617), of "
         "which only the abstract is public, and is compatible with nothing but this project. The "
-        "calibration in `config.json` is the mean entropy of a canvas by t on held-out text, "
-        "made to rise by pooling neighbours that fall (isotonic regression); the values before "
-        "pooling are below."
+        "calibration in `config.json` is the mean entropy / log V of a canvas by t on held-out "
+        "text: 0 at t = 0, where a row holds its token, and made to rise by pooling neighbours "
+        "that fall (isotonic regression). Both the values as measured and the calibration are "
+        "below."
     ),
     limits=(
         "It shows how the family decodes and is of no use for anything else: about a million "
-        "parameters, half an hour of one CPU core, plain English prose of a few sources, no "
-        f"instructions. Its answers are often wrong and soon lose their thread. {_GPU_LIMITS}"
+        "parameters, less than an hour of one CPU core, plain English prose of a few sources, no "
+        "instructions. One token at a time it writes sentences that soon lose their thread; from a "
+        "wide canvas it writes words that hardly belong together, as the bounds by width above "
+        f"say. {_GPU_LIMITS}"
     ),
     scales={
         "cpu": EvoScale(
@@ -70,7 +73,7 @@ ESO_LM = FromScratch(
     ),
     limits=(
         "It shows how the family decodes and is of no use for anything else: about a million "
-        "parameters, half an hour of one CPU core, plain English prose of a few sources, no "
+        "parameters, less than an hour of one CPU core, plain English prose of a few sources, no "
         f"instructions. {_GPU_LIMITS}"
     ),
     scales={

@@ -213,9 +213,10 @@ def test_pooling_gives_the_nearest_rising_values(values, pooled):
     assert pool_rising(values) == pytest.approx(pooled)
 
 
-def test_a_measured_curve_that_falls_is_pooled():
-    assert calibration([(0.0, 0.3), (0.5, 0.1), (1.0, 0.8)]) == [
-        [0.0, 0.2],
+def test_a_measured_curve_begins_at_0_and_is_pooled_where_it_falls():
+    assert calibration([(0.0, 0.1), (0.25, 0.3), (0.5, 0.1), (1.0, 0.8)]) == [
+        [0.0, 0.0],
+        [0.25, 0.2],
         [0.5, 0.2],
         [1.0, 0.8],
     ]
