@@ -180,7 +180,7 @@ class DecodingBody(BaseModel):
     drafts: Literal["ngram", "canvas"] | None = Field(
         None,
         description="Where proposals come from: ngram looks up what followed the same tokens "
-        "before, canvas takes what a latent canvas drafted; both when left out, where there is one.",
+        "before, canvas takes what a canvas drafted; both when left out, where there is one.",
     )
     stream: Literal["final", "steps", "snapshots"] = Field(
         "final",

@@ -18,7 +18,7 @@ from tests.server.scripted_engine import ScriptedEngine
 from tests.test_docs import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-_BLOCK = re.compile(r"^```(?:sh|bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```(sh|bash|console|)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _ASSIGNMENT = re.compile(r"[A-Z_]+=")
 # Flags of programs that are not ours.
 DOCKER = {"--build-arg", "--target", "--read-only", "--tmpfs", "--rm", "-t", "-p", "-v", "-e", "-f"}
@@ -28,7 +28,9 @@ OPENTELEMETRY = "OTEL_"
 def commands():
     """(page, words) of every command of every page; words after a comment mark are none."""
     for page in PAGES:
-        for block in _BLOCK.findall(page.read_text()):
+        for language, block in _BLOCK.findall(page.read_text()):
+            if not language and block.split()[0] not in CHECKS:
+                continue
             for line in _lines(block):
                 for words in _split(shlex.split(line, comments=True)):
                     yield pytest.param(page, words, id=f"{page.name}: {' '.join(words)[:60]}")
