@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sampler.latent_knobs import LatentKnobs, Uncertainty
+from sampler.latent_knobs import Uncertainty
 from sampler.latent_moves import Floats, MoveKnobs, decide_moves, target_progress
 from sampler.latent_spans import LatentSpans
 from sampler.latent_table import LatentTable
@@ -21,6 +21,8 @@ from sampler.runner import HostScores
 from sampler.sequence_table import IntArray, SequenceTable, Stage
 from sampler.step_input import RowKind, ScoredRows
 
+# Fields of `LatentKnobs` that `MoveKnobs` has too.
+_NUMBERS = ("delta_min", "delta_max", "finalize", "jump", "t_plan", "hysteresis")
 # How far back a repetition is looked for, and how many tokens must repeat.
 _LOOKS_BACK_TOKENS = 1024
 _SHORTEST_REPEATED = 3
@@ -92,8 +94,8 @@ def evolve(
     rows = rows[table.is_open[seats, positions]]
     seats, positions = scored.seats[rows], scored.positions[rows]
     at = (seats, positions % LatentTable.columns)
-    knobs = [table.latent_knobs[seat] for seat in seats.tolist()]
-    uncertain = uncertainties(rows, scores, knobs, vocabulary_size)
+    knobs = {name: column[seats] for name, column in latents.knobs.items()}
+    uncertain = uncertainties(rows, scores, knobs["uncertainty"], vocabulary_size)
     before = latents.progress[at].astype(np.float64)
     corrects = latents.corrects[at]
     moves = decide_moves(
@@ -102,12 +104,15 @@ def evolve(
         corrects,
         uncertain,
         target_progress(uncertain, rule.latent.calibration),
-        _move_knobs(knobs),
+        MoveKnobs(
+            **{name: knobs[name] for name in _NUMBERS},
+            is_heun=knobs["is_heun"] > 0,
+        ),
         num_levels=rule.latent.num_levels,
     )
     is_exact = scored.kinds[rows] == RowKind.SETTLE
     ready = moves.is_ready | is_exact
-    ready |= _forced(seats, positions, ready, table, knobs)
+    ready |= _forced(seats, positions, ready, table, knobs["max_refine_steps"])
     latents.progress[at] = np.where(ready, 0.0, moves.progress)
     latents.set_move(
         *at,
@@ -125,10 +130,9 @@ def evolve(
 
 
 def uncertainties(
-    rows: IntArray, scores: HostScores, knobs: list[LatentKnobs], vocabulary_size: int
+    rows: IntArray, scores: HostScores, kinds: Floats, vocabulary_size: int
 ) -> Floats:
-    """U of each row [n] in [0, 1], as its request measures it."""
-    kinds = np.array([k.uncertainty for k in knobs], dtype=np.int64)
+    """How uncertain each row is [n], in [0, 1], by the `Uncertainty` its request asks for [n]."""
     entropy = scores.entropy[rows].astype(np.float64) / math.log(vocabulary_size)
     p1, p2 = scores.p1[rows].astype(np.float64), scores.p2[rows].astype(np.float64)
     by_kind = {
@@ -140,39 +144,23 @@ def uncertainties(
     return np.clip(chosen, 0.0, 1.0)
 
 
-def _move_knobs(knobs: list[LatentKnobs]) -> MoveKnobs:
-    def column(name: str) -> Floats:
-        return np.array([getattr(k, name) for k in knobs], dtype=np.float64)
-
-    return MoveKnobs(
-        delta_min=column("delta_min"),
-        delta_max=column("delta_max"),
-        finalize=column("finalize"),
-        jump=column("jump"),
-        t_plan=column("t_plan"),
-        hysteresis=column("hysteresis"),
-        is_heun=column("is_heun") > 0,
-    )
-
-
 def _forced(
     seats: IntArray,
     positions: IntArray,
     ready: NDArray[np.bool_],
     table: SequenceTable,
-    knobs: list[LatentKnobs],
+    patience: Floats,
 ) -> NDArray[np.bool_]:
     """The first open position of every canvas whose patience is over [n]."""
-    forced = np.zeros(seats.size, dtype=np.bool_)
-    for seat in np.unique(seats).tolist():
-        own = np.flatnonzero(seats == seat)
-        if ready[own].any():
-            table.part_steps[seat] = 0
-            continue
-        table.part_steps[seat] += 1
-        if table.part_steps[seat] >= knobs[own[0]].max_refine_steps:
-            forced[own[np.argmin(positions[own])]] = True
-            table.part_steps[seat] = 0
+    own, place, line = np.unique(seats, return_index=True, return_inverse=True)
+    gains = np.zeros(own.size, dtype=np.bool_)
+    np.logical_or.at(gains, line, ready)
+    waited = np.where(gains, 0, table.part_steps[own] + 1)
+    is_due = waited >= patience[place]
+    table.part_steps[own] = np.where(is_due, 0, waited)
+    first = np.full(own.size, np.iinfo(np.int64).max)
+    np.minimum.at(first, line, positions)
+    forced: NDArray[np.bool_] = is_due[line] & (positions == first[line])
     return forced
 
 
@@ -200,10 +188,11 @@ def _width(mean: float, widest: int, table: SequenceTable, seat: int) -> int:
 
     With t_ar = 0 the canvas never narrows.
     """
-    knobs = table.latent_knobs[seat]
-    if knobs.t_ar == 0 or mean > knobs.t_plan:
+    assert table.latents is not None, "a latent family has a table of latents"
+    t_ar, t_plan = (float(table.latents.knobs[name][seat]) for name in ("t_ar", "t_plan"))
+    if t_ar == 0 or mean > t_plan:
         return widest
-    if mean < knobs.t_ar:
+    if mean < t_ar:
         return 1
-    share = (mean - knobs.t_ar) / max(knobs.t_plan - knobs.t_ar, 1e-9)
+    share = (mean - t_ar) / max(t_plan - t_ar, 1e-9)
     return min(max(int(2 ** round(share * math.log2(max(widest, 1)))), 1), widest)

@@ -6,8 +6,12 @@ themselves stay on the device (`latent_store.py`): the host decides by numbers a
 Shapes: N seats, C columns.
 """
 
+from dataclasses import fields
+
 import numpy as np
 from numpy.typing import NDArray
+
+from sampler.latent_knobs import LatentKnobs
 
 # Of any canvas of latents.
 LARGEST_LATENT_WIDTH = 64
@@ -25,6 +29,7 @@ class LatentTable:
     keep, expected, start, slope, noise: the move that is due before the next step,
                  z <- keep z + expected E[e] + start z_0 + slope u_0 + noise n
     remembers:   z_0 and u_0 become z and (z - E[e]) / t before that move (Heun)
+    knobs:       [N] by name, the fields of `LatentKnobs`
     """
 
     columns = LARGEST_LATENT_WIDTH
@@ -41,6 +46,12 @@ class LatentTable:
         self.slope = np.zeros(shape, dtype=np.float32)
         self.noise = np.zeros(shape, dtype=np.float32)
         self.remembers = np.zeros(shape, dtype=np.bool_)
+        self.knobs = {field.name: np.zeros(num_seats) for field in fields(LatentKnobs)}
+
+    def take_knobs(self, seat: int, knobs: LatentKnobs) -> None:
+        """A sequence sits down with its request's knobs."""
+        for name, column in self.knobs.items():
+            column[seat] = getattr(knobs, name)
 
     def open(self, seat: int, first: int, stop: int) -> None:
         """Positions that join a canvas begin as noise, at t = 1."""

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampler.decoding import Decoding
-from sampler.latent_knobs import LatentKnobs
 from sampler.latent_table import LatentTable
 from sampler.request import Request, TokenKind, is_special
 
@@ -191,8 +190,6 @@ class SequenceTable:
         self.branches = _zeros(num_seats)
         self.looks_back = np.zeros(num_seats, dtype=np.bool_)
         self.width_now = _zeros(num_seats)
-        # Of latent canvases (`LatentKnobs`).
-        self.latent_knobs = [LatentKnobs()] * num_seats
 
     def seat(self, request: Request, decoding: Decoding, *, number: int, seed: int) -> int:
         """Put a request into an empty seat; `number` is its place in the order of arrival.
@@ -262,7 +259,8 @@ class SequenceTable:
         self.branches[seat] = decoding.branches
         self.looks_back[seat] = decoding.looks_back
         self.width_now[seat] = decoding.width
-        self.latent_knobs[seat] = decoding.latent
+        if self.latents is not None:
+            self.latents.take_knobs(seat, decoding.latent)
         # Probabilities never exceed 1, so that this threshold never edits.
         edit = decoding.edit_confidence
         self.edit_confidence[seat] = NEVER_EDIT if edit is None else edit

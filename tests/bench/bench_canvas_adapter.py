@@ -43,8 +43,8 @@ Row = dict[str, object]
 
 CONTEXT = 512
 BATCH = 32
-WIDTHS = (2, 3, 4, 5, 8)
-BRANCHES = ("all", "full", "none")
+WIDTHS = (3, 5, 9)
+MAIN_WIDTH = 5
 FINALIZE = (0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4)
 PERPLEXITY_TOKENS = 256
 
@@ -165,13 +165,15 @@ def measure_drafts(engine: Engine, prompts: list[Prompt], arguments) -> tuple[li
             engine, prompts, AR, temperature=temperature, max_tokens=arguments.max_tokens
         )
     forms = [(f"canvas, width {w}", speculative(w, drafts="canvas")) for w in WIDTHS]
-    forms += [(f"canvas and lookup, width {w}", speculative(w)) for w in WIDTHS]
+    forms += [(f"canvas and lookup, width {w}", speculative(w)) for w in WIDTHS[:2]]
     forms += [
-        (f"canvas, width 5, branches {b}", speculative(5, b, drafts="canvas")) for b in BRANCHES[1:]
+        (f"canvas, width {MAIN_WIDTH}, branches {b}", speculative(MAIN_WIDTH, b, "canvas"))
+        for b in ("full", "none")
     ]
     forms += [("lookup alone, 5 rows", NGRAM)]
+    sampled = (f"canvas and lookup, width {MAIN_WIDTH}", f"canvas, width {MAIN_WIDTH}")
     for name, decoding in forms:
-        for temperature in (0.0, 0.8) if decoding.width == 5 else (0.0,):
+        for temperature in (0.0, 0.8) if name in sampled else (0.0,):
             answers, _ = answer_all(
                 engine, prompts, decoding, temperature=temperature, max_tokens=arguments.max_tokens
             )
@@ -188,11 +190,11 @@ def measure_clock(engine: Engine, prompts: list[Prompt], arguments) -> list[Row]
     forms = {
         "ar": AR,
         "auto": DecodingParams(),
-        "width 2, all": speculative(2),
-        "width 3, all": speculative(3),
-        "width 4, all": speculative(4),
-        "width 4, full": speculative(4, "full"),
-        "width 4, none (two forwards)": speculative(4, "none"),
+        "width 2": speculative(2),
+        "width 3": speculative(3),
+        "width 5": speculative(5),
+        "width 5, branches full": speculative(5, "full"),
+        "width 5, branches none (two forwards)": speculative(5, "none"),
         "lookup alone": NGRAM,
     }
     spent, produced = defaultdict(float), Counter()
@@ -302,7 +304,7 @@ def exact_rate(engine: Engine, model, tests, decoding: DecodingParams) -> float:
     return round(right / max(len(tests), 1), 3)
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)
     parser.add_argument("--text", type=Path, nargs="*", default=[])
@@ -311,7 +313,8 @@ def main() -> None:
     parser.add_argument("--per-kind", type=int, default=50)
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=2, help="of the one-stream timing")
-    parser.add_argument("--timed-prompts", type=int, default=12)
+    parser.add_argument("--timed-prompts", type=int, default=8)
+    parser.add_argument("--curve-prompts", type=int, default=48)
     parser.add_argument("--sums", type=int, default=60)
     parser.add_argument("--only", choices=("drafts", "clock", "diffusion"))
     parser.add_argument("--quick", action="store_true", help="few prompts, nothing is written")
@@ -319,6 +322,11 @@ def main() -> None:
     if arguments.quick:
         arguments.per_kind, arguments.timed_prompts, arguments.sums = 4, 4, 8
         arguments.rounds = 1
+    return arguments
+
+
+def main() -> None:
+    arguments = read_arguments()
     path = arguments.model or default_model_path(Path.home() / ".cache" / "estuary")
     config = EngineConfig(
         model=str(path),
@@ -347,7 +355,8 @@ def main() -> None:
         print_table(parts["one_stream"])
     if arguments.only in (None, "diffusion"):
         tests = sums(arguments.sums, model)
-        parts["diffusion"] = measure_diffusion(engine, prompts, model, tests, arguments)
+        some = prompts[:: max(len(prompts) // arguments.curve_prompts, 1)]
+        parts["diffusion"] = measure_diffusion(engine, some, model, tests, arguments)
         print_table(parts["diffusion"])
     if not arguments.quick and arguments.only is None:
         print(write_json("canvas_adapter", {"prompts": len(prompts), **parts}))

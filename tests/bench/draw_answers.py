@@ -1,0 +1,118 @@
+"""Draws one answer in three modes, coloured by how its tokens came, as an SVG picture.
+
+Run: python -m tests.bench.draw_answers [--model PATH] [--adapter FOLDER] OUT.svg
+
+AR tokens are blue, verified drafts green, diffusion orange. The darker, the less certain the
+network was when the token was taken; the height of the bar below a token is the progress t that
+its uncertainty stands for (the checkpoint's calibration).
+"""
+
+import argparse
+import html
+import math
+from pathlib import Path
+
+import numpy as np
+
+from sampler.engine_config import EngineConfig
+from sampler.engine_process import load_engine
+from sampler.latent_moves import target_progress
+from sampler.request import DecodingMode, DecodingParams, Request, SamplingParams
+from weights import describe_model
+from weights.fetch import DEFAULT_CANVAS_ADAPTER, default_model_path
+
+PROMPT = "Write a short story about a cat who counts to ten."
+COLOURS = {"ar": (37, 99, 235), "verified": (22, 163, 74), "diffusion": (234, 88, 12)}
+MODES = ("ar", "speculative", "diffusion")
+CHARACTER, LINE, WIDTH, BAR = 7.25, 30, 900, 7
+
+
+def answer(engine, prompt, mode):
+    params = SamplingParams(
+        max_tokens=64,
+        temperature=0.0,
+        decoding=DecodingParams(mode=DecodingMode(mode), trace=True),
+    )
+    engine.submit(Request(id=mode, prompt=tuple(prompt), params=params))
+    tokens, trace, stats = [], [], None
+    while engine.has_work:
+        for delta in engine.step().deltas:
+            tokens.extend(delta.token_ids)
+            trace.extend(delta.trace or ())
+            stats = delta.stats or stats
+    return tokens, trace, stats
+
+
+def draw(pieces, calibration, top):
+    """SVG elements of (text, kind, uncertainty) pieces from this height on, and where they end."""
+    elements, x, y = [], 12.0, top
+    for text, kind, uncertain in pieces:
+        shown = text.replace("\n", " ")
+        width = CHARACTER * max(len(shown), 1)
+        if x + width > WIDTH - 12 or "\n" in text:
+            x, y = 12.0, y + LINE
+        red, green, blue = COLOURS[kind]
+        opacity = 0.15 + 0.85 * min(uncertain * 3, 1.0)
+        t = float(target_progress(np.array([uncertain]), calibration)[0])
+        fill = f"rgb({red},{green},{blue})"
+        elements.append(
+            f'<rect x="{x:.1f}" y="{y - 14}" width="{width:.1f}" height="18" rx="2" '
+            f'fill="{fill}" fill-opacity="{opacity:.2f}"/>'
+            f'<rect x="{x:.1f}" y="{y + 5}" width="{width - 1:.1f}" height="{BAR * t:.1f}" '
+            f'fill="{fill}"/>'
+            f'<text x="{x:.1f}" y="{y}" xml:space="preserve">{html.escape(shown)}</text>'
+        )
+        x += width
+    return elements, y + LINE
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--adapter", type=Path, default=DEFAULT_CANVAS_ADAPTER)
+    arguments = parser.parse_args()
+    path = arguments.model or default_model_path(Path.home() / ".cache" / "estuary")
+    described = describe_model(path, canvas_adapter=arguments.adapter)
+    engine, _ = load_engine(
+        EngineConfig(
+            model=str(path),
+            quantization="int8",
+            device="cpu",
+            max_context=512,
+            canvas_adapter=str(arguments.adapter),
+        )
+    )
+    text = described.chat_template.render(
+        [{"role": "user", "content": PROMPT}], add_generation_prompt=True
+    )
+    prompt = described.tokenizer.encode(text, add_special_tokens=False)
+    elements, y = [], 24
+    for mode in MODES:
+        tokens, trace, stats = answer(engine, prompt, mode)
+        pieces = [
+            (
+                described.tokenizer.decode([token], skip_special_tokens=True),
+                entry.kind.value,
+                entry.uncertainty,
+            )
+            for token, entry in zip(tokens, trace, strict=True)
+        ]
+        forwards = max(stats.steps, 1)
+        share = (len(tokens) - 1) / max(forwards - 1, 1)
+        label = f"{mode}: {len(tokens)} tokens in {forwards} forwards ({share:.2f} a forward)"
+        elements.append(f'<text x="12" y="{y}" font-weight="bold">{label}</text>')
+        drawn, y = draw(pieces, described.family.rule.latent.calibration, y + LINE)
+        elements += drawn
+        y += 8
+    height = math.ceil(y)
+    arguments.out.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        f'font-family="ui-monospace, monospace" font-size="12">'
+        f'<rect width="{WIDTH}" height="{height}" fill="white"/>{"".join(elements)}</svg>\n'
+    )
+    print(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
