@@ -6,10 +6,13 @@ import random
 import time
 from dataclasses import asdict, dataclass
 
-from sampler import DecodingMode, DecodingParams, Request, SamplingParams
+from sampler import DecodingMode, DecodingParams, EngineConfig, Request, SamplingParams
+from sampler.step_time import StepTimeReport
 from server.engine import Engine
 
 _PERCENTILES = (50, 95, 99)
+# Each stops after a second or two.
+_STEP_TIME_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,3 +144,35 @@ def percentile(values: list[float], percent: int) -> float:
     """The smallest value that so many percent do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
+
+
+def measure_step_time(config: EngineConfig) -> StepTimeReport:
+    """Load a model in this process, run step shapes of all sizes, and say what steps cost.
+
+    Raises CheckpointError or ValueError as `load_engine` does.
+    """
+    # The API process, which shares this module, never needs an engine of its own.
+    from sampler.engine_process import load_engine, warm_up
+
+    engine, _ = load_engine(config)
+    for _ in range(_STEP_TIME_ROUNDS):
+        warm_up(engine)
+    return engine.step_time.report()
+
+
+def step_time_table(report: StepTimeReport) -> str:
+    """The report as lines of text."""
+    lines = [
+        f"fixed {1e3 * report.fixed_s:.3f} ms, a row {1e6 * report.row_s:.2f} us, a scored row "
+        f"{1e6 * report.scored_row_s:.2f} us more, a cache entry "
+        f"{1e9 * report.cache_entry_s:.2f} ns",
+        *(f"above {rows} rows a row costs {1e6 * cost:.2f} us more" for rows, cost in report.bends),
+        f"{report.num_steps} steps seen, median error {report.median_error:.1%}",
+        "",
+        " rows    ms  us a row",
+        *(
+            f"{rows:>5} {1e3 * seconds:>6.2f} {1e6 * seconds / rows:>9.1f}"
+            for rows, seconds in report.knots
+        ),
+    ]
+    return "\n".join(lines)

@@ -2,14 +2,16 @@
 
 import argparse
 import asyncio
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from sampler import EngineClient, EngineStopped
 from sampler.scorer import Scorer
 from server.app import create_app
-from server.bench import BenchLoad, bench
+from server.bench import BenchLoad, bench, measure_step_time, step_time_table
 from server.complete import CompleteOptions, complete
 from server.flags import add_settings, given
 from server.logging_setup import log_form, set_up_logging
@@ -167,6 +169,11 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="how to decode; default auto",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    parser.add_argument(
+        "--step-time",
+        action="store_true",
+        help="print what a step costs here by its rows, as the balance believes, and do no more",
+    )
     parser.set_defaults(command=_bench)
 
 
@@ -292,6 +299,12 @@ def _complete(settings: Settings, arguments: argparse.Namespace) -> int:
 def _bench(settings: Settings, arguments: argparse.Namespace) -> int:
     set_up_logging(form="console", level="warning")
     path = find_model(settings)
+    if arguments.step_time:
+        report = measure_step_time(engine_config(settings, path))
+        print(step_time_table(report))
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(asdict(report), indent=1) + "\n")
+        return EXIT_OK
     load = BenchLoad(
         num_requests=arguments.num_requests,
         concurrency=arguments.concurrency,

@@ -214,3 +214,16 @@ def test_the_engine_loads_a_model_with_what_it_was_told(golden, tmp_path):
     )
     engine, info = load_engine(config)
     assert engine.family.block_length == info.block_length == 8
+
+
+def test_bench_says_what_a_step_costs(golden, tmp_path, capsys):
+    flags = ["--device", "cpu", "--dtype", "float32", "--num-threads", "1"]
+    flags += ["--kv-cache-memory", "8MiB", "--json", str(tmp_path / "report.json")]
+    assert main(["bench", str(golden / "llama"), "--step-time", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "us a row" in shown
+    report = json.loads((tmp_path / "report.json").read_text())
+    seconds = [knot[1] for knot in report["knots"]]
+    assert report["num_steps"] > 20
+    assert seconds == sorted(seconds)
+    assert seconds[0] > 0
