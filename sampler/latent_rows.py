@@ -88,7 +88,8 @@ def _moves(
         remembers=buffer.place(remembers),
         progress=buffer.place(latents.previous[at].astype(np.float32)),
         tokens=buffer.place(np.where(ready, table.tokens[seats, positions], -1).astype(np.int64)),
-        seeds=buffer.place(table.seeds[seats]),
+        # A greedy answer is one answer: its noise does not come from the request's seed.
+        seeds=buffer.place(np.where(table.temperature[seats] > 0, table.seeds[seats], 0)),
         positions=buffer.place(positions),
         draws=buffer.place(latents.noise_draws[at]),
         has_noise=bool(moves[:, 4].any()),

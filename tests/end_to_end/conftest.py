@@ -79,10 +79,10 @@ def serving(model, *flags):
                "--drain-grace", "0", *flags]  # fmt: skip
     # A file and not a pipe, which nobody would empty.
     with tempfile.TemporaryFile("w+") as log:
-        yield from _serving(command, log)
+        yield from serving_by(command, log)
 
 
-def _serving(command, log):
+def serving_by(command, log):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         said = process.stdout.readline()
