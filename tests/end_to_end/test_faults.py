@@ -40,7 +40,10 @@ def _leave(address, *, rudely):
     connection.close()
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.soak)])
+SOAK = (pytest.mark.soak, pytest.mark.timeout(3600))
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=SOAK)])
 def test_clients_that_leave_in_the_middle_leave_nothing_behind(llama, count):
     before = llama.complete(PROMPT, **GREEDY)["choices"]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
