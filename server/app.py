@@ -19,7 +19,16 @@ from server.middleware.body_limits import BodyLimits
 from server.middleware.observe import Observe
 from server.middleware.security_headers import SecurityHeaders
 from server.openapi import openapi_of
-from server.routes import chat, completions, health, messages, models, responses, tokenize
+from server.routes import (
+    chat,
+    completions,
+    embeddings,
+    health,
+    messages,
+    models,
+    responses,
+    tokenize,
+)
 from server.routes.playground import playground_router
 from server.settings import Settings
 from server.state import ServerState, package_version
@@ -33,6 +42,7 @@ _ROUTERS = (
     completions.router,
     responses.router,
     messages.router,
+    embeddings.router,
     models.router,
     tokenize.router,
     health.router,

@@ -48,7 +48,7 @@ def _route(path, method, about):
     body = about.get("requestBody")
     if body:
         lines.append(f"Takes {_type(body['content']['application/json']['schema'])}.")
-    content = about["responses"]["200"].get("content", {})
+    content = about["responses"].get("200", {}).get("content", {})
     gives = [
         "server-sent events" if kind == "text/event-stream" else _type(shape.get("schema", {}))
         for kind, shape in content.items()

@@ -74,3 +74,12 @@ async def test_the_openapi_document_describes_every_body(serve):
     assert schema == {"$ref": "#/components/schemas/ChatBody"}
     assert "temperature" in document["components"]["schemas"]["ChatBody"]["properties"]
     assert {"Message", "DecodingBody", "ChatCompletion"} <= set(document["components"]["schemas"])
+
+
+@pytest.mark.parametrize("body", [{"input": "x", "model": "tiny"}, {}, None])
+async def test_embeddings_are_refused_by_name(serve, body):
+    async with serve() as served:
+        response = await served.client.post("/v1/embeddings", json=body)
+    assert response.status_code == 400
+    assert error_of(response)["code"] == "unsupported_parameter"
+    assert "embeddings" in error_of(response)["message"]
