@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from sampler import DecodingMode, DecodingParams, EngineConfig, Request, SamplingParams
+from sampler.engine_process import load_engine, warm_up
 from sampler.step_time import StepTimeReport
 from server.engine import Engine
 
@@ -151,9 +152,6 @@ def measure_step_time(config: EngineConfig) -> StepTimeReport:
 
     Raises CheckpointError or ValueError as `load_engine` does.
     """
-    # The API process, which shares this module, never needs an engine of its own.
-    from sampler.engine_process import load_engine, warm_up
-
     engine, _ = load_engine(config)
     for _ in range(_STEP_TIME_ROUNDS):
         warm_up(engine)

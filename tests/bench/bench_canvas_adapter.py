@@ -70,8 +70,10 @@ def held_out_prompts(arguments: argparse.Namespace, model) -> list[Prompt]:
     }
     for prompt in asked:
         text = model.tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False)
-        is_test = any(question in text for question in tests) if tests else False
-        if prompt.is_held_out and (prompt.kind != "arithmetic" or not tests or is_test):
+        is_unseen = prompt.is_held_out
+        if prompt.kind == "arithmetic" and tests:
+            is_unseen = any(question in text for question in tests)
+        if is_unseen:
             by_kind[prompt.kind].append(prompt)
     for path in sorted(arguments.text):
         lines = [
@@ -310,7 +312,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, nargs="*", default=[])
     parser.add_argument("--model", type=Path)
     parser.add_argument("--adapter", type=Path, default=DEFAULT_CANVAS_ADAPTER)
-    parser.add_argument("--per-kind", type=int, default=50)
+    parser.add_argument("--per-kind", type=int, default=56)
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=2, help="of the one-stream timing")
     parser.add_argument("--timed-prompts", type=int, default=8)
