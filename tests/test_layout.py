@@ -147,7 +147,8 @@ def locked():
 
 def asked_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
+    optional = project["optional-dependencies"].values()
+    asked = [*project["dependencies"], *(text for extra in optional for text in extra)]
     return [Requirement(text) for text in asked]
 
 

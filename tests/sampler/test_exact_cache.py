@@ -79,7 +79,7 @@ class ComparingRunner:
         network_input = replace(full.network, score_rows=torch.from_numpy(rows))
         return network.network.forward(self.with_latents(network_input, step), network.cache)
 
-    def with_latents(self, network_input, step):
+    def with_latents(self, network_input, step):  # noqa: ARG002
         """What a family with latents adds to the input."""
         return network_input
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.tiny import hash_engine, request, run_all
-from weights.families import Speaks, latent_rule
+from weights.families import latent_rule
 from weights.latent_config import LatentConfig
 
 CALIBRATION = ((0.0, 0.0), (0.5, 0.3), (1.0, 0.9))

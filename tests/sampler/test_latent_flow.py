@@ -183,7 +183,7 @@ def adaptive(least, most, finalize, **more):
     }
 
 
-# The distance of so many exact samples, on average, is 0.026 here, and one in a thousand exceeds 0.051.
+# The distance of so many exact samples is 0.026 on average here; one in a thousand exceeds 0.051.
 CASES = {
     "diagonal, 32 Euler steps": (steps(32), 0.06),
     "diagonal, 8 Euler steps": (steps(8), 0.08),
