@@ -74,7 +74,7 @@ EVO = [
 @pytest.mark.parametrize("evo", EVO, ids=range(len(EVO)))
 def test_moving_latents_give_the_same_tokens_alone_and_in_a_batch(rule, evo):
     decoding = {"mode": "diffusion", "width": 5, "evo": evo}
-    found, engine = answers(rule, decoding, temperature=1.0, vocabulary=50)
+    found, _ = answers(rule, decoding, temperature=1.0, vocabulary=50)
     assert all(len(got) == 21 for got in tokens(found).values())
     for i, prompt in enumerate(PROMPTS):
         alone = hash_engine(rule, num_pages=64, context=64, eos=(), max_rows=2048)
