@@ -103,8 +103,14 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, group: SpanGroup, scale: fl
             (heads * dim, heads // kv_heads * dim, dim, 1),
             offset,
         )
-        output = functional.scaled_dot_product_attention(folded, k, v, group.mask, scale=scale)
-        return output.reshape(spans, heads, dim)
+        mask = group.mask
+        if group.is_shared and spans * kv_heads == 1:
+            # Work for one thread alone is split among all of them inside its products, and rounds
+            # in another way than the same work beside other work.
+            folded, k, v = (part.expand(2, -1, -1, -1) for part in (folded, k, v))
+            mask = None if mask is None else mask.expand(2, -1, -1, -1)
+        output = functional.scaled_dot_product_attention(folded, k, v, mask, scale=scale)
+        return output[:spans].reshape(spans, heads, dim)
     q = q.as_strided((spans, heads, rows, dim), (rows * heads * dim, dim, heads * dim, 1), offset)
     output = functional.scaled_dot_product_attention(
         q, k, v, group.mask, scale=scale, enable_gqa=heads != kv_heads

@@ -105,8 +105,12 @@ def answer_all(
         Request(
             id=str(i),
             prompt=prompt.token_ids,
+            # A request with a seed gets widths that do not depend on what rows cost here.
             params=SamplingParams(
-                max_tokens=max_tokens, temperature=temperature, seed=i, decoding=decoding
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=i if temperature else None,
+                decoding=decoding,
             ),
         )
         for i, prompt in enumerate(prompts)
@@ -361,8 +365,10 @@ def main() -> None:
         parts["tokens_per_forward"] = rows
     if arguments.only in (None, "clock"):
         timed = prompts[:: max(len(prompts) // arguments.timed_prompts, 1)]
-        parts["one_stream"] = measure_clock(engine, timed, arguments)
-        print_table(parts["one_stream"])
+        clock = measure_clock(engine, timed, arguments)
+        print_table(clock)
+        if not arguments.quick:
+            print(write_json("canvas_clock", {"prompts": len(timed), "one_stream": clock}))
     if arguments.only in (None, "diffusion"):
         tests = sums(arguments.sums, model)
         some = prompts[:: max(len(prompts) // arguments.curve_prompts, 1)]
