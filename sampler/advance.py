@@ -141,6 +141,7 @@ class Advance:
             (TokenKind.DIFFUSION, decision.accepted & ~evolved.is_exact),
         ):
             self._fill(evolved.rows[chosen], step, kind)
+        self.metrics.rows_wasted += evolved.rows.size - int(decision.accepted.sum())
         moved: list[int] = np.unique(scored.seats[rows]).tolist()
         uncertain = self._uncertainty(evolved.rows, step)
         for seat in moved:
@@ -170,9 +171,6 @@ class Advance:
         middle = table.final[seat] + max(int(table.width_now[seat]) // 2, 1)
         left = uncertain[own & (scored.positions[rows] < middle)]
         table.canvas_steps[seat] += 1
-        self.metrics.rows_wasted += int(own.sum()) - int(
-            (~table.is_open[seat, scored.positions[rows[own]]]).sum()
-        )
         slide(seat, mean_uncertainty=float(left.mean()) if left.size else None, table=table)
         if table.final[seat] < table.limit[seat]:
             self.rule.open_canvas(table, seat)

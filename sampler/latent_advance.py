@@ -66,13 +66,11 @@ class Evolved:
     rows:        of the scored rows, those that speak of an open position
     is_ready:    the position takes the drawn token
     is_exact:    the row is a settled one: its distribution is the base's own
-    is_renoised: the latent went back to a higher progress
     """
 
     rows: IntArray
     is_ready: NDArray[np.bool_]
     is_exact: NDArray[np.bool_]
-    is_renoised: NDArray[np.bool_]
 
 
 def evolve(
@@ -126,7 +124,7 @@ def evolve(
     latents.remembers[at] = latents.corrects[at] = remembers
     latents.previous[at] = np.where(remembers, before, latents.previous[at])
     latents.noise_draws[at] += moves.is_renoised
-    return Evolved(rows, ready, is_exact, moves.is_renoised)
+    return Evolved(rows, ready, is_exact)
 
 
 def uncertainties(

@@ -18,15 +18,15 @@ from weights.latent import LatentRows
 
 @dataclass(frozen=True, slots=True)
 class LaidOut:
-    """Rows of a step on the host: seats, positions and whether each is a draft; all [n]."""
+    """Rows of a step on the host: the seat and the position of each; all [n]."""
 
     seats: IntArray
     positions: IntArray
-    is_draft: NDArray[np.bool_]
 
 
 def latent_rows(
     rows: LaidOut,
+    is_draft: NDArray[np.bool_],
     offsets: IntArray,
     scored_index: IntArray,
     scored: LaidOut,
@@ -38,11 +38,12 @@ def latent_rows(
     """Lay out the latents of a step; (None, None) when it drafts nothing.
 
     rows:         all rows of the step, by their own positions
+    is_draft:     [T], whether a row drafts
     offsets:      [T], of each row in its canvas or branch
     scored_index: [R], which rows are scored
     scored:       the scored rows, by the positions that they speak of
     """
-    chosen = np.flatnonzero(rows.is_draft)
+    chosen = np.flatnonzero(is_draft)
     if chosen.size == 0:
         return None, None
     assert table.latents is not None, "a latent family has a table of latents"
@@ -54,7 +55,7 @@ def latent_rows(
     levels = np.round(progress * num_levels).astype(np.int64)
     latents = LatentRows(
         rows=buffer.place(chosen),
-        scored=buffer.place(np.flatnonzero(rows.is_draft[scored_index])),
+        scored=buffer.place(np.flatnonzero(is_draft[scored_index])),
         levels=buffer.place(levels),
         offsets=buffer.place(offsets[chosen]),
     )

@@ -19,25 +19,18 @@ from sampler.latent_knobs import Branches
 from sampler.plan import Plan
 from sampler.request import Request
 from sampler.sequence_table import IntArray, SequenceTable, Stage
+from sampler.span_rule import CausalSpans
 from weights.families import FamilyRule, Speaks
 
 
-class LatentSpans:
-    """Spans of a family with latent canvases."""
-
-    decides_by_position = True
-    settled_speak_of_next = True
-    suppresses_mask = False
+class LatentSpans(CausalSpans):
+    """Spans of a family with latent canvases; what settles is as in AR."""
 
     def __init__(self, rule: FamilyRule) -> None:
         assert rule.latent is not None, "a family without latents has other spans"
         self.rule = rule
         self.latent = rule.latent
         self.drafts_speak_of_next = rule.draft_speaks_of is Speaks.NEXT
-
-    def room(self, request: Request, *, block_length: int, context_length: int) -> int:  # noqa: ARG002
-        """The answer's own limit."""
-        return len(request.prompt) + request.params.max_tokens
 
     def open_sequence(self, table: SequenceTable, seat: int, request: Request) -> None:  # noqa: ARG002
         """Open the first canvas of a diffusion answer."""
@@ -114,22 +107,6 @@ class LatentSpans:
         """Anywhere; a row that draws for a canvas runs in the same step as the canvas."""
         waits = self.drafts_speak_of_next and table.mode[seat] == Mode.DIFFUSION
         return min(int(table.settled[seat]) + rows, settle_stop - waits)
-
-    def settle_limits(self, table: SequenceTable, seats: IntArray, entries: IntArray) -> IntArray:  # noqa: ARG002
-        """The entries up to the row's own."""
-        return entries + 1
-
-    def sharing_length(self, table: SequenceTable, seat: int) -> int:  # noqa: ARG002
-        """An entry depends on nothing after it."""
-        return 1
-
-    def shareable_text(self, table: SequenceTable, seat: int) -> NDArray[np.int32]:
-        """All but the last final token, whose row is to speak of the next one."""
-        return table.text(seat, int(table.final[seat]) - 1)
-
-    def keyed_text(self, table: SequenceTable, seat: int) -> NDArray[np.int32]:
-        """The settled tokens."""
-        return table.text(seat, int(table.settled[seat]))
 
 
 def _num_branches(branches: IntArray, offered: IntArray) -> IntArray:

@@ -124,10 +124,11 @@ def build_step_input(
     latents, latent_step = None, None
     if isinstance(rule, LatentSpans):
         latents, latent_step = latent_rows(
-            LaidOut(rows.seat, position, rows.kind == RowKind.DRAFT),
+            LaidOut(rows.seat, position),
+            rows.kind == RowKind.DRAFT,
             _offsets(rows, table),
             scored.rows,
-            LaidOut(scored.seats, scored.positions, scored.kinds == RowKind.DRAFT),
+            LaidOut(scored.seats, scored.positions),
             table,
             num_levels=rule.latent.num_levels,
             buffer=buffer,

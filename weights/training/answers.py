@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from kernels import PURPOSE_TARGET, KVCache, PagedBatch, ScoreSpec, allocate_kv_cache, score_rows
+from kernels import PURPOSE_TARGET, PagedBatch, ScoreSpec, allocate_kv_cache, score_rows
 from weights.network import Network, NetworkInput
 from weights.training.prompts import Prompt
 
@@ -70,11 +70,6 @@ class AnswerWriter:
             device=network.token_table.device,
             is_zeroed=network.is_row_exact,
         )
-
-    @property
-    def cache(self) -> KVCache:
-        """One page per lane."""
-        return self._cache
 
     @torch.inference_mode()
     def write(self, prompts: list[Prompt]) -> Iterator[AnsweredPrompt]:
