@@ -96,7 +96,9 @@ class GraphRunner:
         count = step.scored.rows.size
         if count == 0:
             return no_scores()
-        if self._is_plain(spec):
+        # Ratio acceptance reads the hidden rows once more, and graphs share their working memory: a
+        # replayed scoring may overwrite what the network's graph left there.
+        if self._is_plain(spec) and step.ratio is None:
             outputs = self._scorings.run(bucket.num_rows, _scoring_inputs(hidden, spec))
             scores = RowScores(*(output[:count] for output in outputs))
         else:
