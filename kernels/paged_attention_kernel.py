@@ -25,7 +25,7 @@ from kernels.paged_batch import PagedBatch
 # Not yet measured: chosen so that each compiles without spills, with the most loads in flight.
 _TUNED_AMPERE = {
     64: {16: (64, 4, 5), 32: (32, 4, 5), 64: (64, 4, 3), 128: (64, 8, 3)},
-    128: {16: (32, 4, 5), 32: (64, 4, 5), 128: (32, 8, 4)},
+    128: {16: (32, 4, 5), 32: (64, 4, 5), 128: (32, 8, 2)},
     256: {16: (64, 4, 5), 32: (32, 4, 5)},
 }
 _TUNED_HOPPER = {
@@ -53,6 +53,8 @@ _RUN_TIME_SIZES = [
 ]
 # A split below this many tiles costs more to merge than it saves.
 _MIN_SPLIT_TILES = 4
+# Matrix instructions take at least this many columns; smaller heads are padded in registers.
+_MIN_BLOCK_DIM = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,11 @@ def _tile_size(
             f"at most {sizes[-1].rows} query heads may share a key-value head, got {group}"
         )
     return next((size for size in sizes if size.rows >= max_span * group), sizes[-1])
+
+
+def block_dim(head_dim: int) -> int:
+    """Columns of a tile that holds heads of this size."""
+    return max(_MIN_BLOCK_DIM, triton.next_power_of_2(head_dim))
 
 
 def launch_paged_attention(
@@ -140,7 +147,7 @@ def launch_paged_attention(
         PAGE_SIZE=page_size,
         BLOCK_M=size.rows,
         BLOCK_N=size.entries,
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_D=block_dim(head_dim),
         MIN_SPLIT_TILES=_MIN_SPLIT_TILES,
         STAGES=size.stages,
         num_warps=size.warps,
@@ -156,7 +163,7 @@ def launch_paged_attention(
             HEADS=heads,
             HEAD_DIM=head_dim,
             BLOCK_S=triton.next_power_of_2(num_splits),
-            BLOCK_D=triton.next_power_of_2(head_dim),
+            BLOCK_D=block_dim(head_dim),
             num_warps=4,
             **LAUNCH,
         )
