@@ -167,7 +167,7 @@ def _branches(params: DecodingParams, rule: FamilyRule) -> Branches:
 def _latent(params: DecodingParams, rule: FamilyRule) -> LatentKnobs:
     if params.evo is not None and rule.latent is None:
         raise _refusal("evo", "needs a model with a latent canvas")
-    return resolve_latent(params.evo)
+    return resolve_latent(params.evo, None if rule.latent is None else rule.latent.defaults)
 
 
 def _mode(params: DecodingParams, rule: FamilyRule) -> Mode:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampler.latent_knobs import Uncertainty
-from sampler.latent_moves import Floats, MoveKnobs, decide_moves, target_progress
+from sampler.latent_moves import Floats, MoveKnobs, decide_moves, left_run, target_progress
 from sampler.latent_spans import LatentSpans
 from sampler.latent_table import LatentTable
 from sampler.prediction import lookup
@@ -47,14 +47,16 @@ def follow_branch(
     assert scored.branches is not None, "drafts that are verified come in branches"
     final, limit = int(table.final[seat]), int(table.limit[seat])
     own = drafted[scored.branches[drafted] == confirmed]
-    guesses = scores.token[own]
+    guesses, probable = scores.token[own], scores.probability[own]
     if table.looks_back[seat]:
         text = table.tokens[seat, max(final - _LOOKS_BACK_TOKENS, 0) : final]
         repeated = lookup(text, count=int(table.num_drafts[seat]), shortest=_SHORTEST_REPEATED)
-        guesses = repeated if repeated.size else guesses
+        if repeated.size:
+            guesses, probable = repeated, np.zeros(repeated.size, dtype=np.float32)
     # Behind the last proposal one more token is drawn.
     count = max(min(guesses.size, limit - final - 1), 0)
     table.tokens[seat, final : final + count] = guesses[:count]
+    table.confidence[seat, final : final + count] = probable[:count]
     table.canvas_stop[seat] = final + count
     table.stage[seat] = Stage.VERIFY if count else Stage.SETTLE
 
@@ -110,6 +112,7 @@ def evolve(
     )
     is_exact = scored.kinds[rows] == RowKind.SETTLE
     ready = moves.is_ready | is_exact
+    ready &= left_run(seats, positions, ready) | (knobs["is_left_to_right"] == 0)
     ready |= _forced(seats, positions, ready, table, knobs["max_refine_steps"])
     latents.progress[at] = np.where(ready, 0.0, moves.progress)
     latents.set_move(

@@ -1,13 +1,15 @@
 """`LatentKnobs`: how the latents of one request move, resolved from its `decoding.evo`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 
 from sampler.errors import RequestError
 from sampler.request import EvoParams
+from weights.latent_config import ORDERS, UNCERTAINTIES, LatentDefaults
 
-# From: our reading of Evo; each is a default of a request's field of that name.
+# From: our reading of Evo; each is a default of a request's field of that name, where the
+# checkpoint has none of its own.
 DELTA_MIN, DELTA_MAX = 1 / 32, 1 / 4
 FINALIZE_UNCERTAINTY, JUMP_UNCERTAINTY = 0.1, 0.02
 T_AR, T_PLAN = 0.0, 0.6
@@ -17,7 +19,7 @@ _MOST_REFINE_STEPS = 1024
 
 
 class Uncertainty(IntEnum):
-    """What stands for a position's uncertainty, always within 0..1.
+    """What stands for a position's uncertainty, always within 0..1; in the order of UNCERTAINTIES.
 
     ENTROPY:    entropy / log V
     CONFIDENCE: 1 - p of the most likely token
@@ -49,6 +51,7 @@ class LatentKnobs:
     t_ar, t_plan: where the mean uncertainty of the left half of the canvas is below t_ar, one
                   position is run at a time; above t_plan the whole width; between, a share of it
     max_refine_steps: steps without any position ready, after which the first one is drawn
+    is_left_to_right: a position waits until all before it are ready
     """
 
     delta_min: float = DELTA_MIN
@@ -61,12 +64,15 @@ class LatentKnobs:
     is_heun: bool = False
     max_refine_steps: int = MAX_REFINE_STEPS
     uncertainty: Uncertainty = Uncertainty.ENTROPY
+    is_left_to_right: bool = False
 
 
-def resolve_latent(params: EvoParams | None) -> LatentKnobs:
-    """Check a request's knobs; raises RequestError naming the field and its limits."""
-    if params is None:
-        return LatentKnobs()
+def resolve_latent(params: EvoParams | None, own: LatentDefaults | None = None) -> LatentKnobs:
+    """Check a request's knobs; raises RequestError naming the field and its limits.
+
+    own: what the checkpoint says of knobs that the request does not name
+    """
+    params = _filled(params or EvoParams(), own or LatentDefaults())
     knobs = LatentKnobs(
         delta_min=_share("delta_min", params.delta_min, DELTA_MIN),
         delta_max=_share("delta_max", params.delta_max, DELTA_MAX),
@@ -77,9 +83,8 @@ def resolve_latent(params: EvoParams | None) -> LatentKnobs:
         hysteresis=_hysteresis(params),
         is_heun=_named("ode", params.ode, ("euler", "heun")) == 1,
         max_refine_steps=_refine_steps(params.max_refine_steps),
-        uncertainty=Uncertainty(
-            _named("uncertainty", params.uncertainty, tuple(u.name.lower() for u in Uncertainty))
-        ),
+        uncertainty=Uncertainty(_named("uncertainty", params.uncertainty, UNCERTAINTIES)),
+        is_left_to_right=_named("order", params.order, ORDERS) == 1,
     )
     if knobs.delta_min > knobs.delta_max:
         raise _refusal(
@@ -88,6 +93,12 @@ def resolve_latent(params: EvoParams | None) -> LatentKnobs:
     if knobs.t_ar > knobs.t_plan:
         raise _refusal("t_ar", f"must be at most t_plan ({knobs.t_plan}), got {knobs.t_ar}")
     return knobs
+
+
+def _filled(params: EvoParams, own: LatentDefaults) -> EvoParams:
+    """The request's knobs, and the checkpoint's where the request has none."""
+    said = {name: value for name, value in asdict(own).items() if value is not None}
+    return replace(params, **{n: v for n, v in said.items() if getattr(params, n) is None})
 
 
 def _hysteresis(params: EvoParams) -> float:

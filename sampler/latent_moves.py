@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,15 @@ def decide_moves(
         # At t = 0 there is no velocity to correct with.
         remembers=knobs.is_heun & ~corrects & ~renoised & ~is_ready & (moved > 0),
     )
+
+
+def left_run(seats: IntArray, positions: IntArray, ready: Bools) -> Bools:
+    """Those that are ready and have nothing before them on their canvas that is not [n]."""
+    own, line = np.unique(seats, return_inverse=True)
+    first = np.full(own.size, np.iinfo(np.int64).max)
+    np.minimum.at(first, line[~ready], positions[~ready])
+    run: Bools = positions < first[line]
+    return run
 
 
 def _rounded(t: Floats, num_levels: int) -> Floats:

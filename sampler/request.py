@@ -75,6 +75,7 @@ class EvoParams:
     renoise:              uncertain positions may go back to a higher progress
     hysteresis:           by how much the wanted progress must exceed the present one for that
     ode:                  euler or heun
+    order:                any, or left_to_right: a position waits until all before it are ready
     """
 
     delta_min: float | None = None
@@ -88,6 +89,7 @@ class EvoParams:
     renoise: bool = False
     hysteresis: float | None = None
     ode: str | None = None
+    order: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

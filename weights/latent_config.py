@@ -7,9 +7,26 @@ from weights.config_fields import ConfigFields
 from weights.errors import CheckpointError
 
 _SPEAKS = ("own", "next")
+UNCERTAINTIES = ("entropy", "confidence", "margin")
+ORDERS = ("any", "left_to_right")
 _MATRICES = ("output", "down")
 # (t, normalised entropy) pairs that a calibration needs at least: both ends.
 _FEWEST_POINTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class LatentDefaults:
+    """How latents move where a request does not say: what served a checkpoint best.
+
+    None leaves a field as the reading has it. The fields are those of a request's `decoding.evo`.
+    """
+
+    delta_min: float | None = None
+    delta_max: float | None = None
+    finalize_uncertainty: float | None = None
+    jump_uncertainty: float | None = None
+    uncertainty: str | None = None
+    order: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +44,7 @@ class LatentConfig:
     embedding_scale: root mean square of the token table where a latent is a scaled row of it;
                  None where the checkpoint has an embedding of its own for latents
     calibration: (t, mean entropy / log V at t) of the network on held-out text, both ascending
+    defaults:    of requests that do not say how latents move
     """
 
     size: int
@@ -38,6 +56,7 @@ class LatentConfig:
     rank: int = 0
     matrices: tuple[str, ...] = ()
     embedding_scale: float | None = None
+    defaults: LatentDefaults = LatentDefaults()
 
 
 def parse_latent(fields: ConfigFields) -> LatentConfig:
@@ -62,6 +81,7 @@ def parse_latent(fields: ConfigFields) -> LatentConfig:
         rank=section.integer("rank", 0),
         matrices=matrices,
         embedding_scale=scale,
+        defaults=_defaults(section),
     )
     for name in ("size", "num_levels", "width"):
         if getattr(config, name) < 1:
@@ -71,6 +91,47 @@ def parse_latent(fields: ConfigFields) -> LatentConfig:
     if scale is not None and not scale > 0:
         raise section.refuse("embedding_scale", "but it must be above 0")
     return config
+
+
+def _defaults(section: ConfigFields) -> LatentDefaults:
+    decoding = section.section("decoding")
+    if decoding is None:
+        return LatentDefaults()
+    unknown = set(decoding.values) - set(LatentDefaults.__slots__)
+    if unknown:
+        raise decoding.refuse(min(unknown), "but no request has a field of that name in its evo")
+    defaults = LatentDefaults(
+        delta_min=_share(decoding, "delta_min"),
+        delta_max=_share(decoding, "delta_max"),
+        finalize_uncertainty=_share(decoding, "finalize_uncertainty"),
+        jump_uncertainty=_share(decoding, "jump_uncertainty"),
+        uncertainty=_word(decoding, "uncertainty", UNCERTAINTIES),
+        order=_word(decoding, "order", ORDERS),
+    )
+    least, most = defaults.delta_min, defaults.delta_max
+    if (least is None) != (most is None):
+        raise decoding.refuse("delta_min", "but delta_min and delta_max are said together")
+    if least is not None and most is not None and least > most:
+        raise decoding.refuse("delta_min", "but it must be at most delta_max")
+    return defaults
+
+
+def _share(section: ConfigFields, name: str) -> float | None:
+    if not section.has(name):
+        return None
+    value = section.number(name)
+    if not 0 <= value <= 1:
+        raise section.refuse(name, "but it must be between 0 and 1")
+    return value
+
+
+def _word(section: ConfigFields, name: str, known: tuple[str, ...]) -> str | None:
+    if not section.has(name):
+        return None
+    value = section.text(name)
+    if value not in known:
+        raise section.refuse(name, f"but it must be one of {', '.join(known)}")
+    return value
 
 
 def _calibration(section: ConfigFields) -> tuple[tuple[float, float], ...]:

@@ -95,6 +95,9 @@ class EvoBody(BaseModel):
         None, ge=0, le=1, description="By how much the wanted progress must exceed the present."
     )
     ode: Literal["euler", "heun"] | None = Field(None, description="How the flow is followed.")
+    order: Literal["any", "left_to_right"] | None = Field(
+        None, description="Whether a ready position waits for all before it."
+    )
 
 
 class DecodingBody(BaseModel):

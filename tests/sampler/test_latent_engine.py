@@ -6,7 +6,7 @@ import pytest
 
 from tests.tiny import hash_engine, request, run_all
 from weights.families import latent_rule
-from weights.latent_config import LatentConfig
+from weights.latent_config import LatentConfig, LatentDefaults
 
 CALIBRATION = ((0.0, 0.0), (0.5, 0.3), (1.0, 0.9))
 CONFIG = LatentConfig(size=8, num_levels=64, speaks_of_next=True, width=6, calibration=CALIBRATION)
@@ -67,7 +67,16 @@ EVO = [
     {"delta_min": 0.0, "delta_max": 0.0, "finalize_uncertainty": 0.0, "max_refine_steps": 2},
     {"uncertainty": "confidence", "finalize_uncertainty": 0.6},
     {"uncertainty": "margin", "finalize_uncertainty": 0.6, "jump_uncertainty": 0.5},
+    {"order": "left_to_right", "finalize_uncertainty": 0.8, "delta_max": 0.5, "t_plan": 1.0},
 ]
+# Drafts of rows that know nothing of their own tokens, as far from the left as they are certain.
+MASKS = {
+    "delta_min": 0.0,
+    "delta_max": 0.0,
+    "finalize_uncertainty": 0.0,
+    "uncertainty": "confidence",
+    "order": "left_to_right",
+}
 
 
 @pytest.mark.parametrize("rule", [NEXT, OWN], ids=["next", "own"])
@@ -119,6 +128,59 @@ def test_progress_never_rises_without_renoising(rule):
             assert t <= before.get(position, 1.0)
             before[position] = t
     assert min(before.values()) < 0.5
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("width", [1, 3, 6])
+def test_a_canvas_that_trusts_no_draft_is_ar(width, temperature):
+    decoding = {"mode": "diffusion", "width": width, "evo": {**MASKS, "jump_uncertainty": 0.0}}
+    found, engine = answers(NEXT, decoding, temperature=temperature)
+    wanted, alone = answers(NEXT, {"mode": "ar"}, temperature=temperature)
+    assert tokens(found) == tokens(wanted)
+    assert engine.metrics.steps == alone.metrics.steps
+
+
+def test_the_looser_the_bound_the_fewer_the_forwards():
+    steps = []
+    for bound in (0.0, 0.1, 0.3, 0.6, 0.96):
+        decoding = {"mode": "diffusion", "width": 6, "evo": {**MASKS, "jump_uncertainty": bound}}
+        found, engine = answers(NEXT, decoding, vocabulary=50)
+        assert all(len(got) == 21 for got in tokens(found).values())
+        steps.append(engine.metrics.steps)
+    assert steps == sorted(steps, reverse=True)
+    assert steps[-1] < steps[0] / 3
+
+
+@pytest.mark.parametrize("rule", [NEXT, OWN], ids=["next", "own"])
+@pytest.mark.parametrize("order", ["any", "left_to_right"])
+def test_from_left_to_right_nothing_is_filled_behind_an_open_position(rule, order):
+    engine = hash_engine(rule, num_pages=64, context=64, eos=(), max_rows=2048)
+    evo = {**MASKS, "jump_uncertainty": 0.5, "order": order}
+    decoding = {"mode": "diffusion", "width": 6, "evo": evo}
+    engine.submit(request("one", (3, 1, 4), max_tokens=30, decoding=decoding, temperature=1.0))
+    num_behind = 0
+    while engine.has_work:
+        engine.step()
+        table = engine.table
+        canvas = table.is_open[0, int(table.final[0]) : int(table.canvas_stop[0])]
+        num_behind += int((~canvas).sum())
+    assert (num_behind == 0) == (order == "left_to_right")
+
+
+def test_what_a_checkpoint_says_of_its_latents_holds_where_a_request_is_silent():
+    own = LatentDefaults(**MASKS, jump_uncertainty=0.4)
+    rule = latent_rule(replace(CONFIG, defaults=own))
+    wanted, _ = answers(
+        NEXT, {"mode": "diffusion", "evo": {**MASKS, "jump_uncertainty": 0.4}}, vocabulary=50
+    )
+    silent, _ = answers(rule, {"mode": "diffusion"}, vocabulary=50)
+    assert tokens(silent) == tokens(wanted)
+    named, engine = answers(
+        rule, {"mode": "diffusion", "evo": {"jump_uncertainty": 0.0}}, vocabulary=50
+    )
+    alone, of_ar = answers(NEXT, {"mode": "ar"}, vocabulary=50)
+    assert tokens(named) == tokens(alone)
+    assert engine.metrics.steps == of_ar.metrics.steps
 
 
 @pytest.mark.parametrize("rule", [NEXT, OWN], ids=["next", "own"])

@@ -9,6 +9,7 @@ from tests.weights.adapters import BASE, CALIBRATION, LEVELS, OFFSETS, RANK, loa
 from tests.weights.folders import copy_folder
 from weights.errors import CheckpointError
 from weights.latent import LatentRows
+from weights.latent_config import LatentDefaults
 from weights.load import Quantize
 from weights.network import NetworkInput
 from weights.training.canvas_network import AdapterShape, CanvasAdapter, Canvases, FrozenBase
@@ -143,6 +144,11 @@ REFUSED = [
     ({"config": {"rank": 0}}, "low-rank weights need a rank"),
     ({"config": {"matrices": ["qkv"]}}, "only output and down are known"),
     ({"config": {"num_levels": 0}}, "must be at least 1"),
+    ({"config": {"decoding": {"jump_uncertainty": 1.5}}}, "must be between 0 and 1"),
+    ({"config": {"decoding": {"delta_min": 0.5, "delta_max": 0.1}}}, "must be at most delta_max"),
+    ({"config": {"decoding": {"delta_max": 0.1}}}, "are said together"),
+    ({"config": {"decoding": {"order": "backwards"}}}, "must be one of any, left_to_right"),
+    ({"config": {"decoding": {"speed": 2}}}, "no request has a field of that name"),
     ({"drop": ("latent.time.weight",)}, "latent.time.weight is missing"),
     ({"tensors": {"latent.input.weight": torch.zeros(2, 2)}}, "has shape"),
     ({"tensors": {"latent.other.weight": torch.zeros(2)}}, "no place for"),
@@ -168,6 +174,13 @@ def test_another_base_of_the_same_shape_is_refused(adapter, tmp_path):
 def test_a_folder_without_an_adapter_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         load(tmp_path)
+
+
+def test_an_adapter_says_how_its_latents_move_where_a_request_does_not(tmp_path):
+    said = {"delta_min": 0, "delta_max": 0, "uncertainty": "confidence", "order": "left_to_right"}
+    rule = load(write_adapter(tmp_path / "one", config={"decoding": said})).family.rule
+    assert rule.latent.defaults == LatentDefaults(**said)
+    assert load(write_adapter(tmp_path / "two")).family.rule.latent.defaults == LatentDefaults()
 
 
 def test_an_adapted_base_decodes_three_ways(adapter):

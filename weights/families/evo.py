@@ -42,7 +42,11 @@ def latent_rule(latent: LatentConfig) -> FamilyRule:
         draft_speaks_of=Speaks.NEXT if latent.speaks_of_next else Speaks.OWN,
         width=latent.width,
         acceptance=AcceptanceDefaults("latent"),
-        latent=LatentRule(num_levels=latent.num_levels, calibration=latent.calibration),
+        latent=LatentRule(
+            num_levels=latent.num_levels,
+            calibration=latent.calibration,
+            defaults=latent.defaults,
+        ),
     )
 
 

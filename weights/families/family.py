@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from weights.config_fields import ConfigFields
 from weights.errors import CheckpointError
+from weights.latent_config import LatentDefaults
 from weights.network_config import NetworkConfig
 from weights.tensor_reader import Parts, TensorNames
 
@@ -85,10 +86,12 @@ class LatentRule:
 
     num_levels:  t is rounded to multiples of 1 / num_levels
     calibration: (t, mean entropy / log V at t), both ascending
+    defaults:    how latents move where a request does not say
     """
 
     num_levels: int
     calibration: tuple[tuple[float, float], ...]
+    defaults: LatentDefaults
 
 
 @dataclass(frozen=True, slots=True)
