@@ -6,53 +6,34 @@ Run: python -m tests.bench.bench_canvas_adapter --prompts FILE... [--text FILE..
 FILE: JSON lines with a `prompt` or a `question`, prose a paragraph a line. Only prompts that
 training holds out are used (and those of a question file named test*, which training never had).
 Every speculative answer is compared with that of `ar`, token for token, before its figure counts.
+The clock and the curve of `diffusion` have results of their own, and run alone too (--only).
 """
 
 import argparse
 import json
-import math
 import random
-import re
-import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from kernels import PagedBatch, allocate_kv_cache
 from sampler.engine import Engine
 from sampler.engine_config import EngineConfig
 from sampler.engine_process import load_engine
-from sampler.request import (
-    DecodingMode,
-    DecodingParams,
-    EvoParams,
-    Request,
-    RequestStats,
-    SamplingParams,
-)
+from sampler.request import DecodingMode, DecodingParams
+from tests.bench.canvas_answers import AR, Answer, answer_all, tokens_per_forward
+from tests.bench.diffusion_curve import CURVE_WIDTH, measure_diffusion, sums
 from tests.bench.harness import print_table, write_json
 from weights import Quantize, load_model
 from weights.fetch import DEFAULT_CANVAS_ADAPTER, default_model_path
-from weights.network import NetworkInput
 from weights.training.prompts import Prompt, is_held_out, read_prompts
 
 Row = dict[str, object]
 
 CONTEXT = 512
-BATCH = 32
 WIDTHS = (3, 5)
 MAIN_WIDTH = 5
-FINALIZE = (0.0, 0.02, 0.05, 0.1, 0.3)
-PERPLEXITY_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class Answer:
-    tokens: tuple[int, ...]
-    stats: RequestStats
 
 
 def held_out_prompts(arguments: argparse.Namespace, model) -> list[Prompt]:
@@ -91,59 +72,6 @@ def held_out_prompts(arguments: argparse.Namespace, model) -> list[Prompt]:
     return chosen
 
 
-def answer_all(
-    engine: Engine,
-    prompts: Iterable[Prompt],
-    decoding: DecodingParams,
-    *,
-    temperature: float = 0.0,
-    max_tokens: int,
-    batch: int = BATCH,
-) -> tuple[list[Answer], float]:
-    """Answers in the order of the prompts, so many at a time, and the seconds it took."""
-    waiting = [
-        Request(
-            id=str(i),
-            prompt=prompt.token_ids,
-            # A request with a seed gets widths that do not depend on what rows cost here.
-            params=SamplingParams(
-                max_tokens=max_tokens,
-                temperature=temperature,
-                seed=i if temperature else None,
-                decoding=decoding,
-            ),
-        )
-        for i, prompt in enumerate(prompts)
-    ][::-1]
-    total = len(waiting)
-    tokens: dict[str, list[int]] = {str(i): [] for i in range(total)}
-    stats: dict[str, RequestStats] = {}
-    running = 0
-    started = time.perf_counter()
-    while len(stats) < total:
-        while waiting and running < batch:
-            engine.submit(waiting.pop())
-            running += 1
-        output = engine.step()
-        for name, token in zip(output.tokens.request_ids, output.tokens.token_ids, strict=True):
-            tokens[name].append(token)
-        for delta in output.deltas:
-            assert delta.error is None, delta.error
-            tokens[delta.request_id].extend(delta.token_ids)
-            if delta.stats is not None:
-                stats[delta.request_id] = delta.stats
-                running -= 1
-    seconds = time.perf_counter() - started
-    return [Answer(tuple(tokens[str(i)]), stats[str(i)]) for i in range(total)], seconds
-
-
-def tokens_per_forward(answers: Iterable[Answer]) -> float:
-    """Over all answers: tokens behind the first, which the prompt's own forward draws."""
-    answers = list(answers)
-    forwards = sum(max(a.stats.steps - 1, 0) for a in answers)
-    return sum(max(len(a.tokens) - 1, 0) for a in answers) / max(forwards, 1)
-
-
 def by_kind(prompts: list[Prompt], answers: list[Answer]) -> Row:
     groups = defaultdict(list)
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -159,7 +87,6 @@ def speculative(width: int, branches: str = "all", drafts: str | None = None) ->
 
 
 NGRAM = DecodingParams(mode=DecodingMode.SPECULATIVE, drafts="ngram", width=5)
-AR = DecodingParams(mode=DecodingMode.AR)
 
 
 def measure_drafts(
@@ -230,97 +157,6 @@ def measure_clock(engine: Engine, prompts: list[Prompt], arguments) -> list[Row]
     ]
 
 
-def measure_diffusion(
-    engine: Engine, prompts: list[Prompt], model, tests: list[Prompt], arguments
-) -> list[Row]:
-    """Quality against tokens per forward as the bound for readiness rises; `ar` is the end."""
-    rows = []
-    for bound in (None, *FINALIZE):
-        decoding = AR
-        if bound is not None:
-            evo = EvoParams(finalize_uncertainty=bound, jump_uncertainty=bound / 2)
-            decoding = DecodingParams(mode=DecodingMode.DIFFUSION, width=8, evo=evo)
-        answers, _ = answer_all(engine, prompts, decoding, max_tokens=arguments.max_tokens)
-        rows.append(
-            {
-                "finalize_uncertainty": "ar" if bound is None else bound,
-                "tokens_per_forward": round(tokens_per_forward(answers), 3),
-                "perplexity_under_base": round(perplexity(model, prompts, answers), 3),
-                "distinct_2": round(distinct(answers, 2), 4),
-                "distinct_4": round(distinct(answers, 4), 4),
-                "exact_answers": exact_rate(engine, model, tests, decoding),
-            }
-        )
-        print(rows[-1], flush=True)
-    return rows
-
-
-@torch.inference_mode()
-def perplexity(model, prompts: list[Prompt], answers: list[Answer]) -> float:
-    """Of answers under the base: exp of the mean negative log-likelihood of their tokens."""
-    total, count = 0.0, 0
-    network = model.network
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids = torch.tensor((prompt.token_ids + answer.tokens)[:PERPLEXITY_TOKENS])
-        first = len(prompt.token_ids)
-        if len(ids) <= first:
-            continue
-        rows = torch.arange(len(ids))
-        batch = PagedBatch(
-            span_starts=torch.tensor([0, len(ids)], dtype=torch.int32),
-            page_table=torch.zeros((1, 1), dtype=torch.int32),
-            slots=rows,
-            limits=(rows + 1).int(),
-            max_span=len(ids),
-            max_limit=len(ids),
-        )
-        cache = allocate_kv_cache(
-            num_layers=network.num_layers,
-            num_pages=1,
-            page_size=PERPLEXITY_TOKENS,
-            num_kv_heads=network.num_kv_heads,
-            head_dim=network.head_dim,
-            dtype=torch.float32,
-            device=torch.device("cpu"),
-        )
-        hidden = network.forward(NetworkInput(ids, rows, rows[first - 1 : -1], batch), cache)
-        log_p = torch.nn.functional.linear(hidden, network.head_weight).log_softmax(-1)
-        total -= float(log_p.gather(1, ids[first:, None]).sum())
-        count += len(ids) - first
-    return math.exp(total / max(count, 1))
-
-
-def distinct(answers: list[Answer], n: int) -> float:
-    """Distinct n-grams of all answers, as a share of all n-grams."""
-    grams = [a.tokens[i : i + n] for a in answers for i in range(len(a.tokens) - n + 1)]
-    return len(set(grams)) / max(len(grams), 1)
-
-
-def sums(count: int, model) -> list[tuple[Prompt, int]]:
-    """Small sums, the only arithmetic that the base can do often."""
-    generator = random.Random(3)
-    found = []
-    for _ in range(count):
-        a, b = generator.randint(2, 50), generator.randint(2, 50)
-        text = model.chat_template.render(
-            [{"role": "user", "content": f"What is {a} + {b}?"}], add_generation_prompt=True
-        )
-        ids = model.tokenizer.encode(text, add_special_tokens=False)
-        found.append((Prompt("sum", tuple(ids), True), a + b))
-    return found
-
-
-def exact_rate(engine: Engine, model, tests, decoding: DecodingParams) -> float:
-    """Share of sums whose answer names the right number last."""
-    answers, _ = answer_all(engine, [p for p, _ in tests], decoding, max_tokens=40)
-    right = 0
-    for (_, wanted), answer in zip(tests, answers, strict=True):
-        text = model.tokenizer.decode(list(answer.tokens), skip_special_tokens=True)
-        numbers = re.findall(r"\d+", text)
-        right += bool(numbers) and int(numbers[-1]) == wanted
-    return round(right / max(len(tests), 1), 3)
-
-
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=Path, nargs="+", required=True)
@@ -372,8 +208,11 @@ def main() -> None:
     if arguments.only in (None, "diffusion"):
         tests = sums(arguments.sums, model)
         some = prompts[:: max(len(prompts) // arguments.curve_prompts, 1)]
-        parts["diffusion"] = measure_diffusion(engine, some, model, tests, arguments)
-        print_table(parts["diffusion"])
+        found = measure_diffusion(engine, some, model, tests, max_tokens=arguments.max_tokens)
+        print_table(found)
+        if not arguments.quick:
+            counts = {"prompts": len(some), "sums": len(tests), "width": CURVE_WIDTH}
+            print(write_json("canvas_diffusion", {**counts, "diffusion": found}))
     if not arguments.quick and arguments.only is None:
         print(write_json("canvas_adapter", {"prompts": len(prompts), **parts}))
 
