@@ -314,11 +314,11 @@ class Advance:
         table.attempts[seats, scored.positions[rows]] += 1
         verifies = table.mode[seats] == Mode.SPECULATIVE
         is_single = verifies & (table.round_width[seats] == 0)
-        self._propose(rows[verifies & ~is_single], step)
+        proposed = self._propose(rows[verifies & ~is_single], step)
         singles = self._accept_singles(rows[is_single], step)
         rows = rows[~verifies]
         if rows.size == 0:
-            return singles
+            return [*proposed, *singles]
         mask_id = -1 if self.vocabulary.mask_id is None else self.vocabulary.mask_id
         decision = decide(
             rows,
@@ -353,7 +353,7 @@ class Advance:
             table.draws_mask[seat] = count == 0
             self.scheduler.record(seat).num_revised += edits
             self._move_on(seat, num_accepted=count - edits, num_edited=edits)
-        return [*singles, *(int(seat) for seat in moved)]
+        return [*proposed, *singles, *(int(seat) for seat in moved)]
 
     def _remask(
         self, seats: IntArray, decision: Decision, scored: ScoredRows
@@ -427,13 +427,20 @@ class Advance:
             taken[index] = True
         return taken
 
-    def _propose(self, rows: IntArray, step: _Step) -> None:
-        """Drafts that will be verified: every position takes its token, none is final."""
+    def _propose(self, rows: IntArray, step: _Step) -> list[int]:
+        """Drafts that will be verified: every position takes its token, none is final.
+
+        The seats whose clients may want to see them.
+        """
         table, scored = self.table, step.scored
         seats, positions = scored.seats[rows], scored.positions[rows]
         table.tokens[seats, positions] = step.scores.token[rows]
+        table.confidence[seats, positions] = step.scores.probability[rows]
         table.is_open[seats, positions] = False
-        table.stage[np.unique(seats)] = Stage.VERIFY
+        seats = np.unique(seats)
+        table.stage[seats] = Stage.VERIFY
+        shown: list[int] = seats[table.is_special[seats]].tolist()
+        return shown
 
     def _count_steps(self, seats: IntArray, accepted: IntArray) -> None:
         table = self.table

@@ -14,6 +14,7 @@ from sampler.request import (
     FramePosition,
     FrameState,
     RequestStats,
+    TokenKind,
     TokenLogprob,
 )
 from sampler.runner import HostScores
@@ -24,6 +25,8 @@ from sampler.sequence_table import NEVER_EDIT, TOKEN_KINDS, IntArray, Stage
 from sampler.step_input import ScoredRows
 
 _T = TypeVar("_T")
+
+_VERIFIED = TOKEN_KINDS.index(TokenKind.VERIFIED)
 
 
 class DeltaWriter:
@@ -142,23 +145,49 @@ class DeltaWriter:
         ranks = np.arange(int(table.emitted[seat]), int(table.canvas_stop[seat]))
         positions = ranks if table.order is None else np.sort(self._canvas_positions(seat))
         positions = positions[(positions >= length) & (positions < limit)]
-        filled = positions[~table.is_open[seat, positions]]
-        final_stop = int(table.final[seat]) if table.order is None else limit
-        states = [FrameState.FINAL if p < final_stop else FrameState.DRAFT for p in filled.tolist()]
-        columns = (
-            (filled - length).tolist(),
-            table.tokens[seat, filled].tolist(),
-            table.confidence[seat, filled].tolist(),
-            [TOKEN_KINDS[kind] for kind in table.kinds[seat, filled].tolist()],
-            states,
-        )
+        is_open = table.is_open[seat, positions]
         base = int(positions.min()) if positions.size else length
         return Frame(
             step=int(table.steps[seat]),
             base=base - length,
             length=int(positions.size),
-            positions=tuple(FramePosition(*entry) for entry in zip(*columns, strict=True)),
+            positions=self._filled_positions(seat, positions[~is_open]),
+            progress=self._progress(seat, positions[is_open]),
         )
+
+    def _filled_positions(self, seat: int, filled: IntArray) -> tuple[FramePosition, ...]:
+        table = self.table
+        length = int(table.prompt_length[seat])
+        is_proposed = np.isin(filled, self._proposed(seat))
+        is_draft = is_proposed.copy()
+        if table.order is None:
+            is_draft |= filled >= table.final[seat]
+        kinds = np.where(is_proposed, _VERIFIED, table.kinds[seat, filled])
+        columns = (
+            (filled - length).tolist(),
+            table.tokens[seat, filled].tolist(),
+            table.confidence[seat, filled].tolist(),
+            [TOKEN_KINDS[kind] for kind in kinds.tolist()],
+            [FrameState.DRAFT if draft else FrameState.FINAL for draft in is_draft.tolist()],
+        )
+        return tuple(FramePosition(*entry) for entry in zip(*columns, strict=True))
+
+    def _proposed(self, seat: int) -> IntArray:
+        """Positions whose tokens the next step verifies."""
+        table = self.table
+        if table.stage[seat] != Stage.VERIFY:
+            return np.zeros(0, dtype=np.int64)
+        ranks = np.arange(int(table.final[seat]), int(table.canvas_stop[seat]))
+        return ranks if table.order is None else table.order[seat, ranks].astype(np.int64)
+
+    def _progress(self, seat: int, opened: IntArray) -> tuple[tuple[int, float], ...]:
+        """(offset, t) of open positions of a canvas of latents."""
+        table = self.table
+        if table.latents is None:
+            return ()
+        t = table.latents.progress[seat, opened % table.latents.columns]
+        offsets = opened - table.prompt_length[seat]
+        return tuple(zip(offsets.tolist(), t.tolist(), strict=True))
 
     def _canvas_positions(self, seat: int) -> IntArray:
         """Positions of an any-order canvas, those already final among them."""
@@ -217,8 +246,7 @@ class DeltaWriter:
         is_open = table.is_open[seat, start:stop]
         if table.order is not None and table.stage[seat] == Stage.VERIFY:
             # Proposals have tokens, but not for good.
-            ranks = slice(int(table.final[seat]), int(table.canvas_stop[seat]))
-            proposed = table.order[seat, ranks]
+            proposed = self._proposed(seat)
             is_open = is_open.copy()
             is_open[proposed[(proposed >= start) & (proposed < stop)] - start] = True
         return start + int(is_open.argmax()) if is_open.any() else stop

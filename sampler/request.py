@@ -272,7 +272,8 @@ class FramePosition:
     """A filled position of a canvas.
 
     offset:      from the start of the answer
-    probability: of its token when it was filled, in (0, 1]
+    probability: of its token when it was filled, in (0, 1]; 0 of a proposal that was looked up
+    kind:        how it came; of a proposal, how it will have come if it is confirmed
     """
 
     offset: int
@@ -290,12 +291,14 @@ class Frame:
     base:      offset of the canvas from the start of the answer
     length:    positions of the canvas
     positions: those that are filled, by offset
+    progress:  (offset, t) of those that are open, in a canvas of latents; t in [0, 1], 1 is noise
     """
 
     step: int
     base: int
     length: int
     positions: tuple[FramePosition, ...]
+    progress: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,7 @@ class DecodingWriter:
         return body.model_copy(update={"text": text})
 
     def _canvas(self, frame: Frame) -> FrameBody:
-        return FrameBody(
+        body = FrameBody(
             step=frame.step,
             base=frame.base,
             length=frame.length,
@@ -203,6 +203,10 @@ class DecodingWriter:
                 for position in frame.positions
             ],
         )
+        if not frame.progress:
+            return body
+        progress = [(offset, round(t, 4)) for offset, t in frame.progress]
+        return body.model_copy(update={"progress": progress})
 
 
 def prompt_logprobs(

@@ -10,7 +10,7 @@ class Snapshots:
 
     def __init__(self) -> None:
         self._final: dict[int, FramePosition] = {}
-        self._shown: tuple[int, tuple[FramePosition, ...]] | None = None
+        self._shown: Frame | None = None
 
     def add(self, frame: Frame, *, limit: int | None) -> Frame | None:
         """The frame with everything before and around its canvas; None when nothing has changed.
@@ -27,7 +27,9 @@ class Snapshots:
             merged = {offset: each for offset, each in merged.items() if offset < limit}
             length = min(length, limit)
         positions = tuple(merged[offset] for offset in sorted(merged))
-        if self._shown == (length, positions):
+        progress = tuple(entry for entry in frame.progress if entry[0] < length)
+        shown = Frame(step=0, base=0, length=length, positions=positions, progress=progress)
+        if self._shown == shown:
             return None
-        self._shown = (length, positions)
-        return replace(frame, base=0, length=length, positions=positions)
+        self._shown = shown
+        return replace(shown, step=frame.step)

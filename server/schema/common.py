@@ -354,12 +354,14 @@ class FrameBody(BaseModel):
     set:    filled positions as [offset, token id, text, probability, kind, state]; state is
             draft (may change) or final
     text:   of a snapshot: the text of all filled positions
+    progress: of a canvas of latents: open positions as [offset, t]
     """
 
     step: int
     base: int
     length: int
     text: str | None = None
+    progress: list[tuple[int, float]] | None = None
     set: list[tuple[int, int, str, float, str, str]]
 
 
