@@ -1,6 +1,7 @@
 """A server process around a scripted engine: `python -m tests.server.serve_scripted FLAGS`.
 
-A prompt of "trace" is answered with a token of each kind; "canvas" shows one and waits; "die"
+A prompt of "trace" is answered with a token of each kind; "canvas" shows one and waits; "develop"
+shows one from its opening to the answer "tide"; "die"
 ends the engine in the middle of its answer; "wait" answers once and then waits for ever; "flood" is
 answered with megabytes; everything else gets "hello".
 """
@@ -9,7 +10,15 @@ import asyncio
 import socket
 import sys
 
-from sampler import Delta, FinishReason, TokenKind, TokenTrace
+from sampler import (
+    Delta,
+    FinishReason,
+    Frame,
+    FramePosition,
+    FrameState,
+    TokenKind,
+    TokenTrace,
+)
 from server.app import create_app
 from server.cli import build_parser
 from server.flags import given
@@ -41,6 +50,8 @@ class MortalEngine(ScriptedEngine):
             return [_traced(request)]
         if prompt == b"canvas":
             return [Delta(request.id, frame=frame("a_c_", 1)), self._waiting()]
+        if prompt == b"develop":
+            return _developed(request)
         if prompt == b"die":
             return [Delta(request.id, token_ids=(65,)), *self._death()]
         if prompt == b"flood":
@@ -77,6 +88,53 @@ def _traced(request):
         finish=FinishReason.LENGTH,
         stats=stats(request, 3, ar_tokens=1, diffusion_tokens=1, verified_tokens=1),
     )
+
+
+def _developed(request):
+    """Two canvases' worth of kinds and states, slowly enough that every frame is shown."""
+    ar, diffusion, verified = TokenKind.AR, TokenKind.DIFFUSION, TokenKind.VERIFIED
+    t, i, d, e = b"tide"
+    yield Delta(
+        request.id,
+        frame=Frame(
+            step=1,
+            base=0,
+            length=4,
+            positions=(FramePosition(1, i, 0.6, diffusion, FrameState.DRAFT),),
+            progress=((0, 0.9), (2, 0.5), (3, 1.0)),
+        ),
+    )
+    yield _soon()
+    yield Delta(
+        request.id,
+        token_ids=(t, i),
+        trace=(TokenTrace(1, ar, 0.25), TokenTrace(0, diffusion, 0.5)),
+        frame=Frame(
+            step=2,
+            base=0,
+            length=4,
+            positions=(
+                FramePosition(0, t, 0.9, ar, FrameState.FINAL),
+                FramePosition(1, i, 0.6, diffusion, FrameState.FINAL),
+                FramePosition(2, d, 0.4, verified, FrameState.DRAFT),
+            ),
+            progress=((3, 0.4),),
+        ),
+    )
+    yield _soon()
+    yield Delta(
+        request.id,
+        token_ids=(d, e),
+        trace=(TokenTrace(2, verified, 0.1), TokenTrace(2, ar, 0.0)),
+        finish=FinishReason.LENGTH,
+        stats=stats(request, 4, steps=3, ar_tokens=2, diffusion_tokens=1, verified_tokens=1),
+    )
+
+
+def _soon():
+    event = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.1, event.set)
+    return event
 
 
 def main():

@@ -78,6 +78,10 @@ def _wait_for_text(page, selector, text):
     page.locator(selector, has_text=re.compile(f"^{text}$")).wait_for(state="attached")
 
 
+def _shown(page):
+    return page.text_content("#text"), page.text_content("#step-value")
+
+
 needs_browser = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium"),
@@ -122,6 +126,70 @@ class TestInABrowser:
         page.keyboard.press("Escape")
         _wait_for_text(page, "#n-finish", "stopped")
         assert drafts == ["a", "c"]
+
+    def test_the_snapshots_of_an_answer_can_be_gone_through_by_keyboard(self, page):
+        page.fill("#prompt", "develop")
+        page.check("input[value=completion]")
+        page.click("#send")
+        _wait_for_text(page, "#n-finish", "length")
+        page.focus("#step")
+        page.keyboard.press("Home")
+        seen = [_shown(page)]
+        for _ in range(3):
+            page.keyboard.press("ArrowRight")
+            seen.append(_shown(page))
+        assert seen == [
+            (" ▨i ▨ ▨", "1 of 3 · 0 final, 1 draft, 3 open"),
+            ("tid ▨", "2 of 3 · 2 final, 1 draft, 1 open"),
+            ("tide", "3 of 3 · 4 final, 0 draft, 0 open"),
+            ("tide", "3 of 3 · 4 final, 0 draft, 0 open"),
+        ]
+
+    def test_a_snapshot_tells_kind_state_uncertainty_and_noise(self, page):
+        page.fill("#prompt", "develop")
+        page.check("input[value=completion]")
+        page.click("#send")
+        _wait_for_text(page, "#n-finish", "length")
+        page.locator("#step").fill("1")
+        looks = page.eval_on_selector_all(
+            "#text .token",
+            "all => all.map(one => [one.className, one.style.getPropertyValue('--strength'), "
+            "one.style.getPropertyValue('--ripe')])",
+        )
+        assert looks == [
+            ["token ar", "0.290", ""],
+            ["token diffusion", "0.460", ""],
+            ["token verified draft", "0.528", ""],
+            ["token open", "", "0.600"],
+        ]
+
+    def test_the_numbers_of_an_answer_are_told(self, page):
+        page.fill("#prompt", "develop")
+        page.check("input[value=completion]")
+        page.click("#send")
+        _wait_for_text(page, "#n-finish", "length")
+        told = [page.inner_text(f"#n-{name}") for name in ("tokens", "passes", "per", "ar")]
+        assert told == ["4", "3", "1.33", "50 %"]
+        assert re.fullmatch(r"\d+ ms", page.inner_text("#n-first"))
+
+    def test_an_answer_can_be_played_and_is_drawn_as_a_map(self, page):
+        page.fill("#prompt", "develop")
+        page.check("input[value=completion]")
+        page.click("#send")
+        _wait_for_text(page, "#n-finish", "length")
+        page.click("#play")
+        _wait_for_text(page, "#play", "Pause")
+        _wait_for_text(page, "#play", "Play")
+        size = page.evaluate("[document.querySelector('#map').width, "
+                             "document.querySelector('#map').height]")  # fmt: skip
+        cells = page.evaluate(
+            "Array.from(document.querySelector('#map').getContext('2d')"
+            ".getImageData(0, 0, 4, 3).data).filter((_, index) => index % 4 === 3)"
+        )
+        assert _shown(page)[0] == "tide"
+        assert size == [4, 3]
+        assert cells[8:] == [255] * 4
+        assert sorted(set(cells[:8])) == [102, 128, 255]
 
     def test_escape_stops_an_answer(self, page):
         page.fill("#prompt", "wait")
