@@ -99,9 +99,9 @@ def plan_attention(
     """Plan the attention of a step; dtype is that of the queries.
 
     exact_slots: on a CPU, make rows the same bit for bit whatever runs beside them and however
-                 many rows their span has, if they are 64 at most or see 512 entries at most. It is
-                 the number of slots of the cache, all of which must then hold numbers: masked
-                 ones are read
+                 many rows their span has, if they are 64 at most or see 512 entries at most, and
+                 have no window beyond their own entry. It is the number of slots of the cache, all
+                 of which must then hold numbers: masked ones are read
 
     Raises ValueError when the query heads are no multiple of the key-value heads.
     """
@@ -338,11 +338,24 @@ def _exact_length(length: int) -> int:
 def _exact_groups(
     host: _HostBatch, span: int, dtype: torch.dtype, num_slots: int
 ) -> list[SpanGroup]:
-    """The rows of a span one by one, in tiles over as many entries as make no difference."""
+    """The rows of a span one by one, in tiles over as many entries as make no difference.
+
+    Rows with windows of several entries only draft what the rows before them verify: they run
+    together, and whatever stands behind them in the span.
+    """
     rows = host.rows(span)
-    starts = range(rows.start, rows.stop, _EXACT_ROWS)
-    tiles = [slice(start, min(start + _EXACT_ROWS, rows.stop)) for start in starts]
-    return [_exact_group(host, span, tile, dtype, num_slots) for tile in tiles]
+    stop = rows.stop
+    if host.window_lows is not None and host.window_stops is not None:
+        widths = host.window_stops[rows] - host.window_lows[rows]
+        if widths.max() > 1:
+            stop = rows.start + int(np.argmax(widths > 0))
+    starts = range(rows.start, stop, _EXACT_ROWS)
+    tiles = [slice(start, min(start + _EXACT_ROWS, stop)) for start in starts]
+    groups = [_exact_group(host, span, tile, dtype, num_slots) for tile in tiles]
+    if stop < rows.stop:
+        seen = (int(host.span_lows[span]), int(host.span_stops[span]))
+        groups.append(_single_group(host, span, slice(stop, rows.stop), seen, dtype))
+    return groups
 
 
 def _exact_group(

@@ -53,15 +53,26 @@ def latent_rows(
     columns = positions % LatentTable.columns
     progress = np.where(on_canvas, table.latents.progress[seats, columns], 1.0)
     levels = np.round(progress * num_levels).astype(np.int64)
+    chosen_scored = np.flatnonzero(is_draft[scored_index])
     latents = LatentRows(
         rows=buffer.place(chosen),
-        scored=buffer.place(np.flatnonzero(is_draft[scored_index])),
+        scored=buffer.place(chosen_scored),
         levels=buffer.place(levels),
         offsets=buffer.place(offsets[chosen]),
+        run=_run(chosen, buffer),
+        scored_run=_run(chosen_scored, buffer),
     )
     if not on_canvas.any():
         return latents, None
     return latents, _moves(seats, positions, on_canvas, scored, table, buffer)
+
+
+def _run(index: IntArray, buffer: StepBuffer) -> slice | None:
+    """The rows as a slice where they are one; on a GPU they stay data, so that graphs replay."""
+    is_run = index.size > 0 and index[-1] - index[0] == index.size - 1
+    if not is_run or buffer.device.type != "cpu":
+        return None
+    return slice(int(index[0]), int(index[-1]) + 1)
 
 
 def _moves(

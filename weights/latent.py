@@ -20,16 +20,21 @@ from weights.linear import Placement
 from weights.network_config import NetworkConfig
 from weights.tensor_reader import Parts
 
+Rows = Tensor | slice
+"""Some rows of a step: their indices [n] int64, or a run of rows that lie side by side."""
+
 
 @dataclass(frozen=True, slots=True)
 class LatentRows:
     """The latent rows of a step.
 
-    rows:    [L] int64, which of the T rows they are
-    scored:  [S] int64, which of the R scored rows are latent rows
-    levels:  [L] int64, of t
-    offsets: [L] int64, how far the row stands from where its canvas begins
-    vectors: [L, d_z] float32, or None when every row is at t = 1
+    rows:       [L] int64, which of the T rows they are
+    scored:     [S] int64, which of the R scored rows are latent rows
+    levels:     [L] int64, of t
+    offsets:    [L] int64, how far the row stands from where its canvas begins
+    vectors:    [L, d_z] float32, or None when every row is at t = 1
+    run, scored_run: the same as rows and scored where those lie side by side and may be named by
+                     the host (not in a captured graph), else None
     """
 
     rows: Tensor
@@ -37,6 +42,8 @@ class LatentRows:
     levels: Tensor
     offsets: Tensor
     vectors: Tensor | None = None
+    run: slice | None = None
+    scored_run: slice | None = None
 
 
 class LowRankRows(NamedTuple):
@@ -48,9 +55,13 @@ class LowRankRows(NamedTuple):
     down: Tensor
     up: Tensor
 
-    def add(self, y: Tensor, x: Tensor, rows: Tensor) -> None:
+    def add(self, y: Tensor, x: Tensor, rows: Rows) -> None:
         """Add to the product y [T, out] of x [T, in], in place."""
-        y.index_add_(0, rows, functional.linear(functional.linear(x[rows], self.down), self.up))
+        shrunk = functional.linear(x[rows], self.down)
+        if isinstance(rows, slice):
+            y[rows].addmm_(shrunk, self.up.t())
+        else:
+            y.index_add_(0, rows, functional.linear(shrunk, self.up))
 
 
 class LatentLayer(NamedTuple):

@@ -22,7 +22,7 @@ from kernels import (
 from weights.attention import Attention, AttentionStep, build_attention
 from weights.embedding import Vocabulary, build_vocabulary
 from weights.feed_forward import FeedForward, GatedFeedForward, build_gated_feed_forward
-from weights.latent import LatentInput, LatentLayer, build_latent_input, build_latent_layer
+from weights.latent import LatentInput, LatentLayer, Rows, build_latent_input, build_latent_layer
 from weights.linear import Linear, Placement
 from weights.network import NetworkInput
 from weights.network_config import NetworkConfig
@@ -63,8 +63,8 @@ class Layer:
     adapter: LowRank | None
     latent: LatentLayer | None = None
 
-    def feed(self, x: Tensor, latent_rows: Tensor | None) -> Tensor:
-        """The feed-forward of rows [T, d], of which some [L] hold latents."""
+    def feed(self, x: Tensor, latent_rows: Rows | None) -> Tensor:
+        """The feed-forward of rows [T, d], of which some hold latents."""
         feed_forward = self.feed_forward
         added = None if self.latent is None else self.latent.down
         if latent_rows is None or added is None or not isinstance(feed_forward, GatedFeedForward):
@@ -146,7 +146,8 @@ class Transformer:
                 # The last layer's keys and values are stored; only scored rows go further.
                 x, residual = x[step.score_rows], residual[step.score_rows]
                 draft_rows = None if draft_rows is None else draft_rows[step.score_rows]
-                latent_rows = None if step.latents is None else step.latents.scored
+                if step.latents is not None:
+                    latent_rows = step.latents.scored_run or step.latents.scored
             attended = x
             x = layer.output(attended)
             if draft_rows is not None and layer.adapter is not None:
@@ -158,16 +159,17 @@ class Transformer:
             x, residual = add_rms_norm(x, residual, layer.following_norm, eps)
         return x
 
-    def _embed(self, step: NetworkInput) -> tuple[Tensor, Tensor | None]:
+    def _embed(self, step: NetworkInput) -> tuple[Tensor, Rows | None]:
         """What the rows hold [T, d], and which of them hold latents."""
         x = self.vocabulary.embed(step.token_ids, step.positions)
-        if step.latents is None:
+        latents = step.latents
+        if latents is None:
             return x, None
         if self.latent is None:
             raise ValueError("this network has no latents")
-        return x.index_copy(0, step.latents.rows, self.latent.embed(step.latents)), (
-            step.latents.rows
-        )
+        return x.index_copy(
+            0, latents.rows, self.latent.embed(latents)
+        ), latents.run or latents.rows
 
 
 def build_transformer(config: NetworkConfig, parts: Parts, placement: Placement) -> Transformer:

@@ -201,40 +201,47 @@ def test_exact_rows_agree_with_dense_masks(scattered):
 @pytest.mark.parametrize("num_heads", [1, 6])
 @pytest.mark.parametrize("prefix", [1, 40, 63, 64, 70, 120, 250, 447, 500, 511, 600, 1100])
 def test_exact_rows_are_the_same_bits_in_any_company(prefix, num_heads):
-    """A row alone, among the rows of its span, with branches behind it, and beside other spans."""
+    """A row alone, among the rows of its span, with branches behind it, and beside other spans.
+
+    The branches themselves, which only draft, are the same whatever other spans there are.
+    """
     sizes = {"num_heads": num_heads, "num_kv_heads": 1 if num_heads == 1 else 2}
     company = (causal(33, 1), causal(prefix + 9, 2), causal(0, 200))
     whole = make_case((branches(prefix, 4), *company), **sizes)
     together = exact(whole)
     starts = whole.batch.span_starts.tolist()
-    for row in range(starts[1]):
-        lone = _only_row(whole, span=0, row=row)
+    plain = int((whole.batch.window_stops[: starts[1]] == 0).sum())
+    assert 1 < plain < starts[1]
+    for row in range(plain):
+        lone = _only_rows(whole, span=0, rows=slice(row, row + 1))
         assert torch.equal(exact(lone)[0], together[row]), row
+    alone = exact(_only_rows(whole, span=0, rows=slice(0, starts[1])))
+    assert torch.equal(alone, together[: starts[1]])
     for span in (1, 3):
         row = starts[span + 1] - 1
-        assert torch.equal(exact(_only_row(whole, span=span, row=row))[0], together[row])
+        lone = _only_rows(whole, span=span, rows=slice(row, row + 1))
+        assert torch.equal(exact(lone)[0], together[row])
 
 
-def _only_row(case, *, span, row):
-    """The same case with one row of one span."""
+def _only_rows(case, *, span, rows):
+    """The same case with some rows of one span."""
     batch = case.batch
-    one = slice(row, row + 1)
     windows = batch.window_starts is not None
-    limit = int(batch.limits[row])
-    stop = int(batch.window_stops[row]) if windows else 0
+    limit = int(batch.limits[rows].max())
+    stop = int(batch.window_stops[rows].max()) if windows else 0
     return replace(
         case,
-        q=case.q[one].contiguous(),
+        q=case.q[rows].contiguous(),
         batch=replace(
             batch,
-            span_starts=torch.tensor([0, 1], dtype=torch.int32),
+            span_starts=torch.tensor([0, rows.stop - rows.start], dtype=torch.int32),
             page_table=batch.page_table[span : span + 1],
-            slots=batch.slots[one],
-            limits=batch.limits[one],
-            firsts=None if batch.firsts is None else batch.firsts[one],
-            window_starts=batch.window_starts[one] if windows else None,
-            window_stops=batch.window_stops[one] if windows else None,
-            max_span=1,
+            slots=batch.slots[rows],
+            limits=batch.limits[rows],
+            firsts=None if batch.firsts is None else batch.firsts[rows],
+            window_starts=batch.window_starts[rows] if windows else None,
+            window_stops=batch.window_stops[rows] if windows else None,
+            max_span=rows.stop - rows.start,
             max_limit=max(limit, stop),
         ),
     )
