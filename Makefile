@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help serve test check model gpu-check format clean
+.PHONY: help serve test check model gpu-check gpu-kernels gpu-parity gpu-benchmarks format clean
 
 help:
 	@echo "make serve      environment, default model, running server (ARGS=... for flags)"
@@ -46,11 +46,18 @@ test: $(READY) model
 	$(BIN)/python -m pytest -q -m compile tests/kernels
 
 # On a CUDA machine: every kernel for real, whole decodes by the definitions, by kernels launched one
-# by one and by replayed graphs, then the benchmarks, which check before they time.
+# by one and by replayed graphs, then the benchmarks, which check before they time. The parts run
+# alone, too. Where torch is installed already: make gpu-check READY= BIN=/folder/of/python
 GPU_BENCHMARKS := bench_paged_attention bench_score_rows bench_other_kernels bench_cuda_graphs
-gpu-check: $(READY)
+gpu-check: gpu-kernels gpu-parity gpu-benchmarks
+
+gpu-kernels: $(READY)
 	$(BIN)/python -m pytest -q -m "not compile and not model" tests/kernels
+
+gpu-parity: $(READY)
 	$(BIN)/python -m pytest -q -m "kernel or gpu" tests/sampler
+
+gpu-benchmarks: $(READY)
 	set -e; for name in $(GPU_BENCHMARKS); do $(BIN)/python -m tests.bench.$$name; done
 	$(BIN)/python -m tests.bench.bench_eso_speed --device cuda --lengths 2048 8192
 

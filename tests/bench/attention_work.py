@@ -1,8 +1,11 @@
 """Batches for `bench_paged_attention` and PyTorch's attention on the same work."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -89,30 +92,61 @@ def _dense(cache: torch.Tensor, table: torch.Tensor, work: Work) -> torch.Tensor
     return dense.transpose(1, 2).contiguous()
 
 
+def _queries(tensors: Tensors, work: Work) -> torch.Tensor:
+    """Queries as PyTorch takes them, [B, H, rows, D]."""
+    rows = tensors.q.view(work.batch, work.rows, *tensors.q.shape[1:])
+    return rows.transpose(1, 2).contiguous()
+
+
 def torch_attention(tensors: Tensors, work: Work, scale: float):
-    """PyTorch's fused attention as a function without arguments; its output is [B, H, rows, D]."""
-    q = tensors.q.view(work.batch, work.rows, *tensors.q.shape[1:]).transpose(1, 2).contiguous()
-    options = {"scale": scale, "enable_gqa": True}
-    limits = work.limits().to(q.device)
-    if bool((limits == work.entries).all()):
-        mask = None
-    elif work.prefix == 0 and work.canvas == 1:
-        mask, options["is_causal"] = None, True
-    else:
-        mask = torch.arange(work.entries, device=q.device)[None] < limits[:, None]
+    """PyTorch's fused attention as a function without arguments; its output is [B, H, rows, D].
+
+    FlashAttention runs all masks that it has: none, and causal with or without a prefix. Others
+    are dense, which no fused attention of PyTorch takes with keys shared by query heads: these
+    are repeated for it, outside of what is timed.
+    """
+    q = _queries(tensors, work)
     dense = (tensors.dense_keys, tensors.dense_values)
-    return lambda: scaled_dot_product_attention(q, *dense, attn_mask=mask, **options)
+    limits = work.limits().to(q.device)
+    options = {"scale": scale, "enable_gqa": True}
+    if bool((limits == work.entries).all()):
+        return lambda: scaled_dot_product_attention(q, *dense, **options)
+    if work.canvas == 1 and work.prefix == 0:
+        return lambda: scaled_dot_product_attention(q, *dense, is_causal=True, **options)
+    if work.canvas == 1 and q.is_cuda:
+        causal = causal_lower_right(work.rows, work.entries)
+        return lambda: scaled_dot_product_attention(q, *dense, attn_mask=causal, **options)
+    mask = torch.arange(work.entries, device=q.device)[None] < limits[:, None]
+    group = q.shape[1] // dense[0].shape[1]
+    dense = tuple(part.repeat_interleave(group, dim=1) for part in dense)
+    return lambda: scaled_dot_product_attention(q, *dense, attn_mask=mask, scale=scale)
+
+
+def only(backend: SDPBackend, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """The function with one of PyTorch's fused attentions and no other.
+
+    Calling it raises RuntimeError where that one does not do the work.
+    """
+
+    def run() -> torch.Tensor:
+        with sdpa_kernel(backend):
+            return function()
+
+    return run
 
 
 def flex(tensors: Tensors, work: Work, scale: float):
     """FlexAttention with the equivalent block mask, compiled, as a function without arguments."""
-    q = tensors.q.view(work.batch, work.rows, *tensors.q.shape[1:]).transpose(1, 2).contiguous()
+    q = _queries(tensors, work)
     limits = work.limits().to(q.device)
 
     def sees(_batch, _head, row, entry):
         return entry < limits[row]
 
     mask = create_block_mask(sees, None, None, work.rows, work.entries, device=q.device)
-    compiled = torch.compile(flex_attention)
+    # Compiled for these very shapes: code for sizes unknown is slower, and after a few shapes the
+    # compiler would give up and run it uncompiled.
+    torch._dynamo.reset()
+    compiled = torch.compile(flex_attention, dynamic=False)
     dense = (tensors.dense_keys, tensors.dense_values)
     return lambda: compiled(q, *dense, block_mask=mask, scale=scale, enable_gqa=True)

@@ -95,13 +95,13 @@ def experts(rows: int) -> Pair:
     return lambda: grouped_experts(x, gate_up, down, ids, weights), plain
 
 
-# Error that bfloat16 rounding of either side explains, at the size of the outputs.
+# Error that a few bfloat16 roundings on either side explain.
 CASES = {
-    "add_rms_norm": (norm, 0.1),
-    "swiglu": (activation, 0.1),
-    "store_kv": (store, 0.05),
-    "int8 linear": (int8, 0.1),
-    "grouped_experts": (experts, 0.5),
+    "add_rms_norm": (norm, 0.02),
+    "swiglu": (activation, 0.02),
+    "store_kv": (store, 0.02),
+    "int8 linear": (int8, 0.05),
+    "grouped_experts": (experts, 0.2),
 }
 
 

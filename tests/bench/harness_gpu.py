@@ -64,7 +64,8 @@ def require_gpu() -> None:
 
 
 def assert_close(output: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """Refuse to time a wrong result."""
-    error = (output.float() - expected.float()).abs().max().item()
+    """Refuse to time a wrong result; errors of numbers above one are relative."""
+    output, expected = output.float(), expected.float()
+    error = ((output - expected).abs() / expected.abs().clamp_min(1)).max().item()
     if not error <= tolerance:
         raise SystemExit(f"wrong result: error {error:.3g} above {tolerance:.3g}")

@@ -13,14 +13,15 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 
 
 def recipe():
-    """The lines of the target `gpu-check`, with its list of benchmarks put in."""
+    """The lines of what `gpu-check` runs, part by part, with the list of benchmarks put in."""
     listed = re.search(r"^GPU_BENCHMARKS := (.*)$", MAKEFILE, re.MULTILINE)[1].split()
-    lines = re.search(r"^gpu-check:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)[1].splitlines()
-    for line in lines:
-        if "$$name" in line:
-            yield from (line.split("do ")[1].replace("$$name;", name) for name in listed)
-        else:
-            yield line
+    for part in re.search(r"^gpu-check: (.*)$", MAKEFILE, re.MULTILINE)[1].split():
+        lines = re.search(rf"^{part}:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)[1].splitlines()
+        for line in lines:
+            if "$$name" in line:
+                yield from (line.split("do ")[1].replace("$$name;", name) for name in listed)
+            else:
+                yield line
 
 
 BENCHMARKS = [

@@ -9,8 +9,9 @@ SHAPES = [(0, 8), (1, 1), (3, 576), (5, 1023), (2, 1024), (2, 1025)]
 
 
 def tolerance(dtype):
-    # One rounding of the result; float32 sums in another order.
-    return {"atol": 4 * torch.finfo(dtype).eps, "rtol": 4 * torch.finfo(dtype).eps}
+    # One rounding of the result; float32 sums in another order, and a GPU's own inverse root.
+    eps = (8 if dtype == torch.float32 else 4) * torch.finfo(dtype).eps
+    return {"atol": eps, "rtol": eps}
 
 
 def draw(shape, dtype, device):

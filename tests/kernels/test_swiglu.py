@@ -5,13 +5,18 @@ from kernels import swiglu
 from kernels.swiglu import swiglu_reference
 
 
+def tolerance(dtype):
+    # A GPU's exponential and division in float32 are off by a few units in the last place. In half
+    # precision the result is rounded once, and on a CPU silu(gate) before the product.
+    eps = (16 if dtype == torch.float32 else 4) * torch.finfo(dtype).eps
+    return {"atol": eps, "rtol": eps}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(0, 8), (1, 2), (3, 3072), (65, 2046)])
 def test_agrees_with_reference(shape, dtype, device):
     gate_up = (3 * torch.randn(shape)).to(dtype).to(device)
-    # In half precision silu(gate) is rounded before the product.
-    eps = 4 * torch.finfo(dtype).eps
-    torch.testing.assert_close(swiglu(gate_up), swiglu_reference(gate_up), atol=eps, rtol=eps)
+    torch.testing.assert_close(swiglu(gate_up), swiglu_reference(gate_up), **tolerance(dtype))
 
 
 def test_by_hand():
