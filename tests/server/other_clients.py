@@ -1,12 +1,15 @@
 """Clients that the test environment does not hold, against a running server; run by hand:
 
-python -m tests.server.other_clients ADDRESS, with anthropic, litellm, langchain-openai, instructor
-and pydantic-ai installed. The server is `python -m tests.server.serve_scripted`, whose model says
-"hello" and, held to a schema, JSON that fits it.
+python -m tests.server.other_clients ADDRESS, with anthropic, litellm, langchain-openai, instructor,
+pydantic-ai and llm installed. The server is `python -m tests.server.serve_scripted --port 8000`;
+its model says "hello" and, held to a schema or to calls, JSON that fits.
 """
 
 import asyncio
+import os
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
@@ -18,6 +21,16 @@ class Greeting(BaseModel):
     """What a structured answer holds."""
 
     word: str
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "greet",
+        "description": "Greets with a word",
+        "parameters": Greeting.model_json_schema(),
+    },
+}
 
 
 def use_anthropic(address):
@@ -41,6 +54,10 @@ def use_litellm(address):
     assert litellm.completion(**asked).choices[0].message.content == "hello"
     chunks = litellm.completion(**asked, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "hello"
+    called = litellm.completion(**asked, tools=[TOOL], tool_choice="required").choices[0].message
+    assert called.tool_calls[0].function.name == "greet"
+    held = litellm.completion(**asked, response_format=Greeting).choices[0].message.content
+    assert Greeting.model_validate_json(held) == Greeting(word="hello")
 
 
 def use_langchain(address):
@@ -51,17 +68,19 @@ def use_langchain(address):
     assert "".join(part.content for part in model.stream("hi")) == "hello"
     structured = model.with_structured_output(Greeting, method="json_schema")
     assert structured.invoke("hi") == Greeting(word="hello")
+    called = model.bind_tools([TOOL], tool_choice="required").invoke("hi").tool_calls
+    assert [(call["name"], call["args"]) for call in called] == [("greet", {"word": "hello"})]
 
 
 def use_instructor(address):
     import instructor
     import openai
 
-    client = instructor.from_openai(
-        openai.OpenAI(base_url=f"{address}/v1", api_key="none"), mode=instructor.Mode.JSON_SCHEMA
-    )
     asked = {"model": "tiny", "messages": HELLO, "response_model": Greeting}
-    assert client.chat.completions.create(**asked).word == "hello"
+    for mode in (instructor.Mode.JSON_SCHEMA, instructor.Mode.TOOLS):
+        plain = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
+        client = instructor.from_openai(plain, mode=mode)
+        assert client.chat.completions.create(**asked).word == "hello"
 
 
 def use_pydantic_ai(address):
@@ -70,8 +89,10 @@ def use_pydantic_ai(address):
     from pydantic_ai.providers.openai import OpenAIProvider
 
     provider = OpenAIProvider(base_url=f"{address}/v1", api_key="none")
-    agent = Agent(OpenAIChatModel("tiny", provider=provider))
+    model = OpenAIChatModel("tiny", provider=provider)
+    agent = Agent(model)
     assert agent.run_sync("hi").output == "hello"
+    assert Agent(model, output_type=Greeting).run_sync("hi").output == Greeting(word="hello")
 
     async def streamed():
         async with agent.run_stream("hi") as result:
@@ -80,8 +101,31 @@ def use_pydantic_ai(address):
     assert asyncio.run(streamed()) == "hello"
 
 
+def use_llm(address):
+    import llm
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LLM_USER_PATH"] = folder
+        entry = f"- model_id: estuary\n  model_name: tiny\n  api_base: {address}/v1\n"
+        Path(folder, "extra-openai-models.yaml").write_text(entry)
+        model = llm.get_model("estuary")
+        model.key = "none"
+        assert model.prompt("hi", stream=False).text() == "hello"
+        assert "".join(model.prompt("hi")) == "hello"
+
+
+CLIENTS = (
+    use_anthropic,
+    use_litellm,
+    use_langchain,
+    use_instructor,
+    use_pydantic_ai,
+    use_llm,
+)
+
+
 def main(address):
-    for use in (use_anthropic, use_litellm, use_langchain, use_instructor, use_pydantic_ai):
+    for use in CLIENTS:
         use(address)
         print(f"{use.__name__}: ok")
 

@@ -1,12 +1,13 @@
 """A server process around a scripted engine: `python -m tests.server.serve_scripted FLAGS`.
 
 A prompt of "trace" is answered with a token of each kind; "canvas" shows one and waits; "develop"
-shows one from its opening to the answer "tide"; "die"
-ends the engine in the middle of its answer; "wait" answers once and then waits for ever; "flood" is
-answered with megabytes; everything else gets "hello".
+shows one from its opening to the answer "tide"; "die" ends the engine in the middle of its answer;
+"wait" answers once and then waits for ever; "flood" is answered with megabytes; all else gets
+"hello", held to a schema as the word of an object, and to calls as the argument of one.
 """
 
 import asyncio
+import json
 import socket
 import sys
 
@@ -16,6 +17,7 @@ from sampler import (
     Frame,
     FramePosition,
     FrameState,
+    GrammarKind,
     TokenKind,
     TokenTrace,
 )
@@ -45,7 +47,7 @@ class MortalEngine(ScriptedEngine):
     def _answer(self, request):
         prompt = bytes(request.prompt)
         if request.params.grammar is not None:
-            return saying('{"word": "hello"}')(request)
+            return saying(_held_to(request.params.grammar))(request)
         if prompt == b"trace":
             return [_traced(request)]
         if prompt == b"canvas":
@@ -77,6 +79,17 @@ class MortalEngine(ScriptedEngine):
     async def stop(self, *, drain_s):
         await super().stop(drain_s=drain_s)
         self.die()
+
+
+def _held_to(grammar):
+    """An object with a word; where calls are asked for, a call of the first function with it."""
+    word = {"word": "hello"}
+    if grammar.kind is GrammarKind.JSON_SCHEMA:
+        items = json.loads(grammar.text).get("items", {})
+        if "anyOf" in items:
+            name = items["anyOf"][0]["properties"]["name"]["const"]
+            return json.dumps([{"name": name, "arguments": word}])
+    return json.dumps(word)
 
 
 def _traced(request):

@@ -39,5 +39,7 @@ def test_chat_streams_completions_responses_and_errors(tmp_path):
         "helped": "hello",
         "completed": "hello",
         "responded": "hello",
+        "held": {"word": "hello"},
+        "called": ["greet", {"word": "hello"}, "tool_calls"],
         "error": [404, "model_not_found", "model"],
     }

@@ -3,7 +3,9 @@
 import httpx2
 import openai
 import pytest
+from pydantic import BaseModel
 
+from sampler import GrammarKind
 from tests.server.scripted_engine import ScriptedEngine, saying
 
 pytestmark = pytest.mark.anyio
@@ -74,6 +76,46 @@ async def test_completions(serve):
     assert answer.choices[0].logprobs.tokens == ["x", "y", "z"]
     assert text == "xyz"
     assert served.engine.submitted[0].params.top_k == 5
+
+
+class Greeting(BaseModel):
+    """What a structured answer holds."""
+
+    word: str
+
+
+async def test_a_schema_is_kept_and_parsed(serve):
+    engine = ScriptedEngine(saying('{"word": "hello"}'))
+    async with serve(engine) as served, _client(served) as client:
+        answer = await client.chat.completions.parse(
+            model="tiny", messages=MESSAGES, response_format=Greeting
+        )
+        responded = await client.responses.parse(model="tiny", input="hi", text_format=Greeting)
+    grammars = [request.params.grammar.kind for request in engine.submitted]
+    assert answer.choices[0].message.parsed == Greeting(word="hello")
+    assert responded.output_parsed == Greeting(word="hello")
+    assert grammars == [GrammarKind.JSON_SCHEMA] * 2
+
+
+CALL = '<tool_call>{"name": "greet", "arguments": {"word": "hello"}}</tool_call>'
+TOOL = {
+    "type": "function",
+    "function": {"name": "greet", "parameters": Greeting.model_json_schema()},
+}
+
+
+async def test_calls_of_tools_come_whole_and_as_a_stream(serve):
+    asked = {"model": "tiny", "messages": MESSAGES, "tools": [TOOL]}
+    engine = ScriptedEngine(saying(CALL + CALL), context_length=4096)
+    async with serve(engine) as served, _client(served) as client:
+        whole = (await client.chat.completions.create(**asked)).choices[0]
+        async with client.chat.completions.stream(**asked) as stream:
+            streamed = (await stream.get_final_completion()).choices[0]
+    for choice in (whole, streamed):
+        calls = [(call.function.name, call.function.arguments)
+                 for call in choice.message.tool_calls]  # fmt: skip
+        assert calls == [("greet", '{"word": "hello"}')] * 2
+        assert choice.finish_reason == "tool_calls"
 
 
 async def test_models(serve):

@@ -20,6 +20,18 @@ got.helped = await client.chat.completions.stream(asked).finalContent();
 got.completed = (await client.completions.create({ model: "tiny", prompt: "hi" })).choices[0].text;
 got.responded = (await client.responses.create({ model: "tiny", input: "hi" })).output_text;
 
+const schema = { type: "object", properties: { word: { type: "string" } }, required: ["word"] };
+const format = { type: "json_schema", json_schema: { name: "greeting", schema, strict: true } };
+const held = await client.chat.completions.create({ ...asked, response_format: format });
+got.held = JSON.parse(held.choices[0].message.content);
+
+const tools = [{ type: "function", function: { name: "greet", parameters: schema } }];
+const calling = await client.chat.completions
+  .stream({ ...asked, tools, tool_choice: "required" })
+  .finalChatCompletion();
+const [call] = calling.choices[0].message.tool_calls;
+got.called = [call.function.name, JSON.parse(call.function.arguments), calling.choices[0].finish_reason];
+
 try {
   await client.chat.completions.create({ ...asked, model: "nope" });
 } catch (error) {
