@@ -26,6 +26,7 @@ def answer_all(
     temperature: float = 0.0,
     max_tokens: int,
     batch: int = BATCH,
+    ignore_eos: bool = False,
 ) -> tuple[list[Answer], float]:
     """Answers in the order of the prompts, so many at a time, and the seconds it took."""
     waiting = [
@@ -37,6 +38,7 @@ def answer_all(
                 max_tokens=max_tokens,
                 temperature=temperature,
                 seed=i if temperature else None,
+                ignore_eos=ignore_eos,
                 decoding=decoding,
             ),
         )

@@ -4,7 +4,7 @@ Run: python -m tests.bench.draw_answers [--model PATH] [--adapter FOLDER] OUT.sv
 
 AR tokens are blue, verified drafts green, diffusion orange. The darker, the less certain the
 network was when the token was taken; the height of the bar below a token is the progress t that
-its uncertainty stands for (the checkpoint's calibration).
+its uncertainty stands for (the checkpoint's calibration). Lookup is off: drafts are the canvas's.
 """
 
 import argparse
@@ -23,16 +23,42 @@ from weights.fetch import DEFAULT_CANVAS_ADAPTER, default_model_path
 
 PROMPT = "Write a short story about a cat who counts to ten."
 COLOURS = {"ar": (37, 99, 235), "verified": (22, 163, 74), "diffusion": (234, 88, 12)}
-MODES = ("ar", "speculative", "diffusion")
+LEGEND = {
+    "ar": "drawn by the base",
+    "verified": "canvas draft, confirmed by the base",
+    "diffusion": "taken from the canvas",
+}
+MODES = {
+    "ar": DecodingParams(mode=DecodingMode.AR, trace=True),
+    "speculative": DecodingParams(
+        mode=DecodingMode.SPECULATIVE, width=5, drafts="canvas", trace=True
+    ),
+    "diffusion": DecodingParams(mode=DecodingMode.DIFFUSION, trace=True),
+}
 CHARACTER, LINE, WIDTH, BAR = 7.25, 30, 900, 7
 
 
-def answer(engine, prompt, mode):
-    params = SamplingParams(
-        max_tokens=64,
-        temperature=0.0,
-        decoding=DecodingParams(mode=DecodingMode(mode), trace=True),
+def load(model, adapter, question):
+    """The engine of the default model or another, what is known of it, and a chat prompt's ids."""
+    path = model or default_model_path(Path.home() / ".cache" / "estuary")
+    described = describe_model(path, canvas_adapter=adapter)
+    engine, _ = load_engine(
+        EngineConfig(
+            model=str(path),
+            quantization="int8",
+            device="cpu",
+            max_context=512,
+            canvas_adapter=str(adapter),
+        )
     )
+    text = described.chat_template.render(
+        [{"role": "user", "content": question}], add_generation_prompt=True
+    )
+    return engine, described, described.tokenizer.encode(text, add_special_tokens=False)
+
+
+def answer(engine, prompt, mode):
+    params = SamplingParams(max_tokens=64, temperature=0.0, decoding=MODES[mode])
     engine.submit(Request(id=mode, prompt=tuple(prompt), params=params))
     tokens, trace, stats = [], [], None
     while engine.has_work:
@@ -66,28 +92,29 @@ def draw(pieces, calibration, top):
     return elements, y + LINE
 
 
+def draw_legend(top):
+    """SVG elements that say what colours, shades and bars mean, at this height."""
+    elements, x = [], 12.0
+    for kind, meaning in LEGEND.items():
+        fill = "rgb({},{},{})".format(*COLOURS[kind])
+        elements.append(
+            f'<rect x="{x:.1f}" y="{top - 10}" width="12" height="12" fill="{fill}" '
+            f'fill-opacity="0.6"/><text x="{x + 18:.1f}" y="{top}">{meaning}</text>'
+        )
+        x += 18 + CHARACTER * (len(meaning) + 3)
+    rest = "darker: less certain; bar: t that the uncertainty stands for"
+    elements.append(f'<text x="12" y="{top + 18}" fill="#555">{rest}</text>')
+    return elements
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--adapter", type=Path, default=DEFAULT_CANVAS_ADAPTER)
     arguments = parser.parse_args()
-    path = arguments.model or default_model_path(Path.home() / ".cache" / "estuary")
-    described = describe_model(path, canvas_adapter=arguments.adapter)
-    engine, _ = load_engine(
-        EngineConfig(
-            model=str(path),
-            quantization="int8",
-            device="cpu",
-            max_context=512,
-            canvas_adapter=str(arguments.adapter),
-        )
-    )
-    text = described.chat_template.render(
-        [{"role": "user", "content": PROMPT}], add_generation_prompt=True
-    )
-    prompt = described.tokenizer.encode(text, add_special_tokens=False)
-    elements, y = [], 24
+    engine, described, prompt = load(arguments.model, arguments.adapter, PROMPT)
+    elements, y = draw_legend(20), 64
     for mode in MODES:
         tokens, trace, stats = answer(engine, prompt, mode)
         pieces = [
