@@ -11,7 +11,13 @@ from server.plain_text import marked, special_spellings
 from server.schema.chat import ChatBody, Message, TextPart, ToolCall
 from server.schema.tools import NamedChoice, Tool
 from server.tool_parts import CallRules
-from server.tools import ToolStyle, style_of, tool_values, untaught_messages
+from server.tools import (
+    ToolStyle,
+    arguments_schema,
+    style_of,
+    tool_values,
+    untaught_messages,
+)
 from weights.config_fields import Json
 from weights.errors import TemplateError
 
@@ -135,4 +141,5 @@ def call_rules_of(body: ChatBody, tools: ModelTools) -> CallRules | None:
         style=style_of(tools.chat_template.source),
         choice=choice,
         is_single=body.parallel_tool_calls is False,
+        schemas={tool.function.name: arguments_schema(tool) for tool in body.tools},
     )

@@ -14,7 +14,7 @@ from server.error_responses import invalid
 from server.grammar import schema_grammar
 from server.limits import MAX_GRAMMAR_CHARACTERS
 from server.schema.tools import Tool
-from server.tools import CALL_MARKS, PYTHON_TAG, ToolStyle, arguments_schema
+from server.tools import ARGUMENTS_MARK, CALL_MARKS, PYTHON_TAG, ToolStyle, arguments_schema
 from weights.tokenizer import Tokenizer
 
 _ANY_TEXT = r"/(.|\n)*/"
@@ -33,6 +33,10 @@ def strict_grammar(
         return None
     if style is ToolStyle.LISTED:
         text = _listed(tools, tokenizer)
+    elif style is ToolStyle.ARGUED:
+        text = _argued(tools, tokenizer)
+    elif style is ToolStyle.ENCLOSED:
+        text = _enclosed(tools, tokenizer)
     elif style is ToolStyle.BARE:
         text = _bare(tools, tokenizer)
     else:
@@ -66,16 +70,47 @@ def _tagged(tools: Sequence[Tool], tokenizer: Tokenizer) -> str:
 
 def _listed(tools: Sequence[Tool], tokenizer: Tokenizer) -> str:
     opening, _ = CALL_MARKS[ToolStyle.LISTED]
-    items: list[JsonValue] = [_call_schema(tool, "arguments") for tool in tools]
-    calls: JsonValue = {"type": "array", "minItems": 1, "items": {"anyOf": items}}
     return "\n".join(
         (
             "start: TEXT | opening calls",
             _opening(opening, tokenizer),
-            f"calls: {_json(calls)}",
+            f"calls: {_json(_list_schema(tools))}",
             f"TEXT: {_ANY_TEXT}",
         )
     )
+
+
+def _enclosed(tools: Sequence[Tool], tokenizer: Tokenizer) -> str:
+    opening, closing = CALL_MARKS[ToolStyle.ENCLOSED]
+    return "\n".join(
+        (
+            "start: call* TEXT",
+            f"call: opening calls {_literal(closing, tokenizer)}",
+            _opening(opening, tokenizer),
+            f"calls: {_json(_list_schema(tools))}",
+            f"TEXT: {_ANY_TEXT}",
+        )
+    )
+
+
+def _argued(tools: Sequence[Tool], tokenizer: Tokenizer) -> str:
+    opening, _ = CALL_MARKS[ToolStyle.LISTED]
+    mark = _literal(ARGUMENTS_MARK, tokenizer)
+    calls = [f"{json.dumps(tool.function.name)} {mark} {_json(_arguments(tool))}" for tool in tools]
+    return "\n".join(
+        (
+            f"start: TEXT | opening call ({_literal(opening, tokenizer)} call)*",
+            _opening(opening, tokenizer),
+            "call: " + " | ".join(f"call_{number}" for number in range(len(tools))),
+            *(f"call_{number}: {call}" for number, call in enumerate(calls)),
+            f"TEXT: {_ANY_TEXT}",
+        )
+    )
+
+
+def _list_schema(tools: Sequence[Tool]) -> JsonValue:
+    items: list[JsonValue] = [_call_schema(tool, "arguments") for tool in tools]
+    return {"type": "array", "minItems": 1, "items": {"anyOf": items}}
 
 
 def _bare(tools: Sequence[Tool], tokenizer: Tokenizer) -> str:

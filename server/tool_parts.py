@@ -1,19 +1,24 @@
 """An answer's text as content and numbered tool calls."""
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from server.coded_calls import Schemas
 from server.schema.tools import NamedChoice
 from server.tools import CalledTool, CallReader, ToolStyle, reader_of
 
 
 @dataclass(frozen=True, slots=True)
 class CallRules:
-    """How to read an answer's calls; `is_single` lets only the first one count."""
+    """How to read an answer's calls; `is_single` lets only the first one count.
+
+    schemas: of the functions' arguments, by name
+    """
 
     style: ToolStyle
     choice: NamedChoice | str
     is_single: bool
+    schemas: Schemas = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class PartReader:
         self._is_single = rules is not None and rules.is_single
         self._reader: CallReader | None = None
         if rules is not None:
-            self._reader = reader_of(rules.style, rules.choice)
+            self._reader = reader_of(rules.style, rules.choice, rules.schemas)
         self.num_calls = 0
 
     def feed(self, text: str) -> list[str | CallPart]:

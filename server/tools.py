@@ -14,6 +14,7 @@ from typing import Protocol
 from pydantic import JsonValue
 
 from sampler import GrammarSpec
+from server.coded_calls import Schemas, read_coded
 from server.grammar import schema_grammar
 from server.schema.tools import NamedChoice, Tool
 
@@ -24,13 +25,19 @@ class ToolStyle(StrEnum):
     """How a model writes calls.
 
     TAGGED:    JSON objects between <tool_call> and </tool_call> (Hermes, Qwen)
+    CODED:     <function=NAME> with <parameter=NAME> inside, between the same (Qwen3-Coder)
     LISTED:    a JSON list behind [TOOL_CALLS] (Mistral)
+    ARGUED:    a name, [ARGS] and a JSON object behind each [TOOL_CALLS] (Mistral, later)
+    ENCLOSED:  a JSON list between <TOOLCALL> and </TOOLCALL> (Nemotron)
     BARE:      a JSON object and nothing else, perhaps behind <|python_tag|> (Llama 3)
     UNTAUGHT:  the template knows no tools; we describe them, in the tagged style
     """
 
     TAGGED = "tagged"
+    CODED = "coded"
     LISTED = "listed"
+    ARGUED = "argued"
+    ENCLOSED = "enclosed"
     BARE = "bare"
     UNTAUGHT = "untaught"
 
@@ -39,16 +46,20 @@ class ToolStyle(StrEnum):
 CALL_MARKS = {
     ToolStyle.TAGGED: ("<tool_call>", "</tool_call>"),
     ToolStyle.LISTED: ("[TOOL_CALLS]", ""),
+    ToolStyle.ENCLOSED: ("<TOOLCALL>", "</TOOLCALL>"),
 }
+ARGUMENTS_MARK = "[ARGS]"
 PYTHON_TAG = "<|python_tag|>"
 
 
 def style_of(template_source: str) -> ToolStyle:
     """The style that a chat template teaches."""
     if "[TOOL_CALLS]" in template_source:
-        return ToolStyle.LISTED
+        return ToolStyle.ARGUED if ARGUMENTS_MARK in template_source else ToolStyle.LISTED
+    if "<TOOLCALL>" in template_source:
+        return ToolStyle.ENCLOSED
     if "<tool_call>" in template_source:
-        return ToolStyle.TAGGED
+        return ToolStyle.CODED if "<function=" in template_source else ToolStyle.TAGGED
     if not re.search(r"\btools\b", template_source):
         return ToolStyle.UNTAUGHT
     return ToolStyle.BARE
@@ -74,17 +85,22 @@ class CallReader(Protocol):
         ...
 
 
-def reader_of(style: ToolStyle, choice: NamedChoice | str) -> CallReader:
-    """The reader for a style, or for what a forced choice makes the model write."""
+def reader_of(style: ToolStyle, choice: NamedChoice | str, schemas: Schemas) -> CallReader:
+    """The reader for a style, or for what a forced choice makes the model write.
+
+    schemas: of the functions' arguments, by name
+    """
     if isinstance(choice, NamedChoice):
         return WholeTextReader(lambda text: [CalledTool(choice.function.name, text)])
     if choice == "required":
         return WholeTextReader(_read_calls)
-    if style is ToolStyle.LISTED:
-        return MarkedReader(CALL_MARKS[ToolStyle.LISTED][0], None)
+    if style in (ToolStyle.LISTED, ToolStyle.ARGUED):
+        return MarkedReader(CALL_MARKS[ToolStyle.LISTED][0], None, _read_argued)
+    if style is ToolStyle.ENCLOSED:
+        return MarkedReader(*CALL_MARKS[ToolStyle.ENCLOSED], _read_calls)
     if style is ToolStyle.BARE:
         return BareReader()
-    return MarkedReader(*CALL_MARKS[ToolStyle.TAGGED])
+    return MarkedReader(*CALL_MARKS[ToolStyle.TAGGED], lambda text: _read_tagged(text, schemas))
 
 
 def forced_grammar(
@@ -149,7 +165,8 @@ class WholeTextReader:
 class MarkedReader:
     """Content until a mark; behind it calls, up to the closing mark or the end of the answer."""
 
-    def __init__(self, opening: str, closing: str | None) -> None:
+    def __init__(self, opening: str, closing: str | None, read: ReadCalls) -> None:
+        self._read = read
         self._opening = opening
         self._closing = closing
         self._held = ""
@@ -172,7 +189,7 @@ class MarkedReader:
         """What is left: a call whose end is missing counts when it is complete JSON."""
         held, self._held = self._held, ""
         if self._in_call:
-            return _calls_or_text(held, self._opening)
+            return self._calls_or_text(held)
         is_blank_behind_call = self._has_called and not held.strip()
         return [held] if held and not is_blank_behind_call else []
 
@@ -197,8 +214,13 @@ class MarkedReader:
         if not mark:
             return False
         self._held, self._in_call, self._has_called = after, False, True
-        parts += _calls_or_text(inside, self._opening, self._closing)
+        parts += self._calls_or_text(inside, self._closing)
         return True
+
+    def _calls_or_text(self, inside: str, closing: str = "") -> list[str | CalledTool]:
+        calls = self._read(inside)
+        # What cannot be read as a call is shown as it was written, never dropped.
+        return [*calls] if calls else [self._opening + inside + closing]
 
 
 class BareReader:
@@ -234,10 +256,25 @@ class BareReader:
         return [held] if held else []
 
 
-def _calls_or_text(inside: str, opening: str, closing: str = "") -> list[str | CalledTool]:
-    calls = _read_calls(inside)
-    # What cannot be read as a call is shown as it was written, never dropped.
-    return [*calls] if calls else [opening + inside + closing]
+def _read_tagged(text: str, schemas: Schemas) -> list[CalledTool] | None:
+    """JSON, or code: a model that was taught code writes JSON where a grammar holds it to that."""
+    coded = read_coded(text, schemas)
+    return _read_calls(text) if coded is None else [CalledTool(*call) for call in coded]
+
+
+def _read_argued(text: str) -> list[CalledTool] | None:
+    """Names with arguments behind them; a JSON list where there is no mark between the two."""
+    calls: list[CalledTool] = []
+    for part in text.split(CALL_MARKS[ToolStyle.LISTED][0]):
+        name, mark, arguments = part.partition(ARGUMENTS_MARK)
+        if not mark:
+            return _read_calls(text)
+        # Some models number their calls between name and arguments.
+        name = name.partition("[CALL_ID]")[0].strip()
+        if not name or not _is_object(arguments):
+            return None
+        calls.append(CalledTool(name, json.dumps(json.loads(arguments), ensure_ascii=False)))
+    return calls
 
 
 def _read_calls(text: str) -> list[CalledTool] | None:
@@ -268,6 +305,10 @@ def _is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _is_object(text: str) -> bool:
+    return text.strip().startswith("{") and _is_json(text)
 
 
 def _overlap(text: str, mark: str) -> int:

@@ -109,6 +109,39 @@ def test_listed_calls(text, is_allowed, marks):
     assert allows(ToolStyle.LISTED, text, marks=marks) is is_allowed
 
 
+BONN = '{"city": "Bonn", "days": 2}'
+
+
+@pytest.mark.parametrize("marks", [(), ("[TOOL_CALLS]", "[ARGS]")])
+@pytest.mark.parametrize(
+    ("text", "is_allowed"),
+    [
+        ("Just text.", True),
+        (f"[TOOL_CALLS]weather[ARGS]{BONN}", True),
+        (f"Well. [TOOL_CALLS]weather[ARGS]{BONN}[TOOL_CALLS]clock[ARGS]{{}}", True),
+        ('[TOOL_CALLS]weather[ARGS]{"city": 5}', False),
+        (f"[TOOL_CALLS]wether[ARGS]{BONN}", False),
+        (f"[TOOL_CALLS]weather[ARGS]{BONN[:-3]}", False),
+    ],
+)
+def test_argued_calls(text, is_allowed, marks):
+    assert allows(ToolStyle.ARGUED, text, marks=marks) is is_allowed
+
+
+@pytest.mark.parametrize("marks", [(), ("<TOOLCALL>", "</TOOLCALL>")])
+@pytest.mark.parametrize(
+    ("text", "is_allowed"),
+    [
+        ("Just text [1].", True),
+        (f"Well.<TOOLCALL>[{GOOD}, {OTHER}]</TOOLCALL> And so on.", True),
+        (f"<TOOLCALL>[{WRONG_TYPE}]</TOOLCALL>", False),
+        (f"<TOOLCALL>[{GOOD}]", False),
+    ],
+)
+def test_enclosed_calls(text, is_allowed, marks):
+    assert allows(ToolStyle.ENCLOSED, text, marks=marks) is is_allowed
+
+
 @pytest.mark.parametrize(
     ("text", "is_allowed"),
     [

@@ -39,8 +39,21 @@ BARE = "{{ tools }}"
 NAMED = NamedChoice.model_validate({"type": "function", "function": {"name": "weather"}})
 
 
+SCHEMAS = {
+    "plan": {
+        "type": "object",
+        "properties": {
+            "city": {"type": ["string", "number"]},
+            "days": {"type": "integer"},
+            "stops": {"type": "array"},
+        },
+    }
+}
+
+
 def _read(text, style, choice="auto", *, cuts=(), is_single=False):
-    reader = PartReader(CallRules(style=style, choice=choice, is_single=is_single))
+    rules = CallRules(style=style, choice=choice, is_single=is_single, schemas=SCHEMAS)
+    reader = PartReader(rules)
     bounds = [0, *sorted(cuts), len(text)]
     parts = [part for start, stop in pairwise(bounds) for part in reader.feed(text[start:stop])]
     parts += reader.finish()
@@ -54,6 +67,9 @@ def _read(text, style, choice="auto", *, cuts=(), is_single=False):
     [
         (TAGGED, ToolStyle.TAGGED),
         (LISTED, ToolStyle.LISTED),
+        (LISTED + "{{ name }}[ARGS]", ToolStyle.ARGUED),
+        ("{{ tools }}<TOOLCALL>", ToolStyle.ENCLOSED),
+        (TAGGED + "<function=", ToolStyle.CODED),
         (BARE, ToolStyle.BARE),
         ("{{ messages }}", ToolStyle.UNTAUGHT),
     ],
@@ -62,6 +78,12 @@ def test_the_template_tells_the_style(source, style):
     assert style_of(source) is style
 
 
+CODE = (
+    "<tool_call>\n<function=plan>\n<parameter=city>\n12\n</parameter>\n<parameter=days>\n12\n"
+    '</parameter>\n<parameter=stops>\n["a"]\n</parameter>\n<parameter=note>\na\n<b>\n</parameter>'
+    "\n</function>\n</tool_call>"
+)
+PLANNED = ("plan", '{"city": "12", "days": 12, "stops": ["a"], "note": "a\\n<b>"}')
 KOELN = ("weather", '{"city": "Köln"}')
 
 
@@ -87,6 +109,24 @@ KOELN = ("weather", '{"city": "Köln"}')
         ('[TOOL_CALLS][{"name": "a", "arguments": {"x": 1}}]', ToolStyle.LISTED, "auto",
          ("", [("a", '{"x": 1}')])),
         ('ok [TOOL_CALLS] [{"name"', ToolStyle.LISTED, "auto", ('ok[TOOL_CALLS] [{"name"', [])),
+        (CODE, ToolStyle.CODED, "auto", ("", [PLANNED])),
+        (f"Well.\n{CODE}\n{CODE}", ToolStyle.CODED, "auto", ("Well.", [PLANNED, PLANNED])),
+        (CALL, ToolStyle.CODED, "auto", ("", [KOELN])),
+        ("<tool_call><function=a></function></tool_call>", ToolStyle.CODED, "auto",
+         ("", [("a", "{}")])),
+        ("<tool_call><function=a><parameter=x></function></tool_call>", ToolStyle.CODED, "auto",
+         ("<tool_call><function=a><parameter=x></function></tool_call>", [])),
+        ("<tool_call><function=a>1</function></tool_call>", ToolStyle.CODED, "auto",
+         ("<tool_call><function=a>1</function></tool_call>", [])),
+        ('<TOOLCALL>[{"name": "a", "arguments": {}}, {"name": "b"}]</TOOLCALL>',
+         ToolStyle.ENCLOSED, "auto", ("", [("a", "{}"), ("b", "{}")])),
+        ("<TOOLCALL>none</TOOLCALL>", ToolStyle.ENCLOSED, "auto",
+         ("<TOOLCALL>none</TOOLCALL>", [])),
+        ('Hm. [TOOL_CALLS]a[ARGS]{"x": 1}[TOOL_CALLS]b[CALL_ID]7[ARGS]{}', ToolStyle.ARGUED, "auto",
+         ("Hm.", [("a", '{"x": 1}'), ("b", "{}")])),
+        ('[TOOL_CALLS][{"name": "a", "arguments": {"x": 1}}]', ToolStyle.ARGUED, "auto",
+         ("", [("a", '{"x": 1}')])),
+        ('[TOOL_CALLS]a[ARGS]{"x', ToolStyle.ARGUED, "auto", ('[TOOL_CALLS]a[ARGS]{"x', [])),
         ('{"name": "a", "parameters": {}}', ToolStyle.BARE, "auto", ("", [("a", "{}")])),
         ('<|python_tag|>{"name": "a", "parameters": {}}; {"name": "b", "parameters": {}}',
          ToolStyle.BARE, "auto", ("", [("a", "{}"), ("b", "{}")])),
@@ -98,7 +138,7 @@ KOELN = ("weather", '{"city": "Köln"}')
         ('{"city": "Kö', ToolStyle.BARE, NAMED, ('{"city": "Kö', [])),
     ],
 )  # fmt: skip
-@given(cuts=st.lists(st.integers(0, 90), max_size=5))
+@given(cuts=st.lists(st.integers(0, 300), max_size=5))
 def test_calls_are_read_however_the_text_is_cut(text, style, choice, expected, cuts):
     cuts = [min(cut, len(text)) for cut in cuts]
     assert _read(text, style, choice, cuts=cuts) == expected
