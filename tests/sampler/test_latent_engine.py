@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from sampler.latent_knobs import MAX_REFINE_STEPS
 from tests.tiny import hash_engine, request, run_all
 from weights.families import latent_rule
 from weights.latent_config import LatentConfig, LatentDefaults
@@ -89,6 +90,8 @@ def test_moving_latents_give_the_same_tokens_alone_and_in_a_batch(rule, evo):
         alone = hash_engine(rule, num_pages=64, context=64, eos=(), max_rows=2048)
         one = request("one", prompt, max_tokens=21, decoding=decoding, temperature=1.0, seed=i + 5)
         assert run_all(alone, one)["one"][0] == tokens(found)[str(i)]
+        # Whatever becomes certain, patience ends; one more step settles a prompt.
+        assert alone.metrics.steps <= 21 * evo.get("max_refine_steps", MAX_REFINE_STEPS) + 1
 
 
 @pytest.mark.parametrize("rule", [NEXT, OWN], ids=["next", "own"])

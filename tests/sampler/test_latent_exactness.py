@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from kernels import PURPOSE_DRAFT, PURPOSE_LATENT, gumbel_noise, uniform_noise
 from sampler.latent_store import LatentStore
 from sampler.runner import Runner
 from tests.sampler.golden_engine import golden_engine
 from tests.sampler.test_exact_cache import TOLERANCE, ComparingRunner
 from tests.tiny import request, run_all
 from tests.weights.adapters import load, write_adapter
+from tests.weights.test_latent import run
+from weights.latent import LatentRows
 from weights.load import Quantize
 
 SEATS = 8
@@ -79,8 +82,9 @@ class ComparingLatents(ComparingRunner):
         {"mode": "diffusion", "width": 4, "evo": {**LOOSE, "ode": "heun"}},
         {"mode": "speculative", "width": 3},
         {"mode": "speculative", "width": 4, "branches": "full"},
+        {"mode": "diffusion", "width": "random", "evo": LOOSE},
     ],
-    ids=["euler", "heun", "all", "full"],
+    ids=["euler", "heun", "all", "full", "random"],
 )
 def test_cached_rows_equal_rows_computed_afresh(folders, speaks, decoding):
     if speaks == "own" and decoding["mode"] == "speculative":
@@ -95,11 +99,13 @@ def test_cached_rows_equal_rows_computed_afresh(folders, speaks, decoding):
         return comparing.plan
 
     engine.scheduler.plan = remembered
+    widths = np.random.default_rng(11).integers(1, 9, len(PROMPTS)).tolist()
     with torch.inference_mode():
         for number, prompt in enumerate(PROMPTS):
-            engine.submit(
-                request(str(number), prompt, max_tokens=14, decoding=decoding, seed=number)
-            )
+            own = decoding
+            if decoding["width"] == "random":
+                own = {**decoding, "width": widths[number]}
+            engine.submit(request(str(number), prompt, max_tokens=14, decoding=own, seed=number))
         while engine.has_work:
             for delta in engine.step().deltas:
                 assert delta.error is None, delta.error
@@ -143,6 +149,83 @@ def test_a_canvas_gives_the_same_tokens_alone_and_in_a_batch(folders, speaks):
         assert answers(folders[speaks], decoding, only=i, **options)[str(i)] == together[str(i)]
     paused = answers(folders[speaks], decoding, page_size=4, max_rows=20, **options)
     assert paused == together
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_one_position_in_one_jump_is_the_ar_sampler_that_asks_that_row(folders, temperature):
+    """A row at t = 1 that speaks of its own position: asked, drawn from, settled, asked again."""
+    decoding = {"mode": "diffusion", "width": 1, "evo": {"delta_min": 1.0, "delta_max": 1.0}}
+    found = answers(folders["own"], decoding, temperature=temperature, quantize=None)
+    engine = latent_engine(folders["own"])
+    for seed, prompt in enumerate(PROMPTS):
+        text = list(prompt)
+        for _ in range(20):
+            logits = mask_logits(engine, [*text, 0], len(text), [len(text)], set(range(len(text))))
+            text.append(drawn(logits, temperature, seed=seed, position=len(text)))
+        assert found[str(seed)] == text[len(prompt) :]
+
+
+def drawn(logits, temperature, *, seed, position):
+    """The draw of a row [1, V] with the noise of a request's seed."""
+    if temperature == 0:
+        return int(logits.argmax())
+    counters = {"seeds": seed, "positions": position, "purposes": PURPOSE_DRAFT, "attempts": 0}
+    noise = gumbel_noise(
+        *(torch.tensor([value]) for value in counters.values()),
+        torch.arange(logits.shape[1]),
+    )
+    return int((logits / temperature + noise).argmax())
+
+
+def test_without_early_tokens_a_canvas_is_the_fixed_step_ode(folders):
+    """Greedy, nothing is ready before t = 0: Euler steps of a plain loop over the same network."""
+    width, count, length = 4, 4, 10
+    evo = {
+        "delta_min": 1 / count,
+        "delta_max": 1 / count,
+        "finalize_uncertainty": 0.0,
+        "jump_uncertainty": 0.0,
+    }
+    decoding = {"mode": "diffusion", "width": width, "evo": evo}
+    engine = latent_engine(folders["own"], max_rows=256)
+    submitted = [
+        request(str(i), prompt, max_tokens=length, decoding=decoding)
+        for i, prompt in enumerate(PROMPTS)
+    ]
+    found = {name: got for name, (got, _) in run_all(engine, *submitted).items()}
+    for i, prompt in enumerate(PROMPTS):
+        text = list(prompt)
+        while len(text) < len(prompt) + length:
+            size = min(width, len(prompt) + length - len(text))
+            text += solved(engine, text, size, count)
+        assert found[str(i)] == text[len(prompt) :]
+
+
+def solved(engine, text, size, count):
+    """The tokens of a canvas after so many Euler steps of all of it from t = 1 to 0."""
+    latent = engine.runner.network.latent
+    levels = engine.runner.network.config.latent.num_levels
+    z = first_noise(len(text), size, latent)
+    for step in range(count):
+        t, after = 1 - step / count, 1 - (step + 1) / count
+        rows = torch.arange(len(text), len(text) + size)
+        held = LatentRows(
+            rows, rows, torch.full((size,), round(t * levels)), torch.arange(size), vectors=z
+        )
+        logits = canvas_logits(engine, text, held)
+        expected = logits.softmax(-1) @ latent.embedding.float()
+        z = expected + after / t * (z - expected)
+    return logits.argmax(-1).tolist()
+
+
+def first_noise(start, size, latent):
+    """What latents begin as in greedy requests, whose noise has seed 0 [size, d_z]."""
+    zeros = torch.zeros(size, dtype=torch.int64)
+    positions = torch.arange(start, start + size)
+    numbers = torch.arange(2 * latent.size)
+    u = uniform_noise(zeros, positions, torch.full((size,), PURPOSE_LATENT), zeros, numbers)
+    radius, angle = (-2 * u[:, : latent.size].log()).sqrt(), 2 * torch.pi * u[:, latent.size :]
+    return radius * angle.cos() * latent.noise_scale
 
 
 def test_t_in_0_and_1_is_threshold_decoding(folders):
@@ -191,9 +274,6 @@ def threshold_decoding(engine, tokens, width, bound, length):
 
 def mask_logits(engine, tokens, final, canvas, filled):
     """Logits of every row of a canvas: masks where it is open, embeddings where it is filled."""
-    from tests.weights.test_latent import run
-    from weights.latent import LatentRows
-
     network = engine.runner.network
     levels = [0 if p in filled else network.config.latent.num_levels for p in canvas]
     rows = torch.arange(final, final + len(canvas))
@@ -201,5 +281,11 @@ def mask_logits(engine, tokens, final, canvas, filled):
     latents = LatentRows(
         rows, rows, torch.tensor(levels), torch.arange(len(canvas)), vectors=held.float()
     )
-    hidden = run(network, tokens[:final], latents=latents, num_latents=len(canvas))[final:]
+    return canvas_logits(engine, tokens[:final], latents)
+
+
+def canvas_logits(engine, text, latents):
+    """Logits of the rows of a canvas behind a text [width, V]."""
+    network = engine.runner.network
+    hidden = run(network, text, latents=latents, num_latents=len(latents.rows))[len(text) :]
     return torch.nn.functional.linear(hidden, network.head_weight)

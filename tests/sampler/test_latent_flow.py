@@ -53,13 +53,13 @@ def embedding():
 class ExactPosterior:
     """A runner whose network knows the joint; the prompt is one token that means nothing."""
 
-    def __init__(self, num_seats):
+    def __init__(self, num_seats, weights=None):
         self.embedding = embedding()
         empty = torch.zeros(1)
         self.latents = LatentStore(
             LatentInput(empty, empty, empty, None, self.embedding, 1.0), num_seats=num_seats
         )
-        self.log_joint = torch.tensor(joint()).log()
+        self.log_joint = torch.tensor(joint() if weights is None else weights).log()
         self.texts = torch.tensor(TEXTS)
         self.evidence = torch.zeros(num_seats, LENGTH, SYMBOLS, dtype=torch.float64)
         self.num_forwards = 0
@@ -113,8 +113,8 @@ class ExactPosterior:
         return torch.where(t < 1, -distance / (2 * t.clamp_min(1e-3) ** 2), 0.0)
 
 
-def sample(decoding, num_samples=SAMPLES):
-    """Frequencies of texts [27], and forwards per text."""
+def sample(decoding, num_samples=SAMPLES, weights=None):
+    """Frequencies of texts [27], and forwards per text; weights: of texts, not the joint's."""
     seats = num_samples
     config = EngineConfig(
         model="posterior",
@@ -123,7 +123,7 @@ def sample(decoding, num_samples=SAMPLES):
         max_rows=8 * seats,
         prefix_caching=False,
     )
-    runner = ExactPosterior(seats)
+    runner = ExactPosterior(seats, weights)
     engine = Engine(
         runner=runner,
         rule=RULE,
@@ -187,9 +187,12 @@ def adaptive(least, most, finalize, **more):
 CASES = {
     "diagonal, 32 Euler steps": (steps(32), 0.06),
     "diagonal, 8 Euler steps": (steps(8), 0.08),
+    "diagonal, 4 Euler steps": (steps(4), 0.13),
     "diagonal, 8 Heun steps": (steps(8, ode="heun"), 0.07),
+    "staircase, 16 steps for every token": ({**steps(16), "width": 1}, 0.06),
     "AR: one position, one jump": ({**steps(1), "width": 1}, 0.06),
     "adaptive, small steps": (adaptive(1 / 32, 1 / 8, 0.1), 0.06),
+    "adaptive, middle steps": (adaptive(1 / 16, 1 / 4, 0.1), 0.07),
     "adaptive, large steps": (adaptive(1 / 8, 1 / 2, 0.2), 0.09),
 }
 
@@ -199,6 +202,22 @@ def test_every_path_of_the_flow_gives_the_joint_distribution(name):
     decoding, largest = CASES[name]
     frequencies, _ = sample(decoding)
     assert distance(frequencies) < largest
+
+
+def test_where_nothing_is_ever_certain_one_position_after_the_other_is_drawn():
+    patience = 3
+    evo = {
+        "delta_min": 0.0,
+        "delta_max": 0.0,
+        "finalize_uncertainty": 0.9,
+        "jump_uncertainty": 0.9,
+        "t_plan": 1.0,
+        "max_refine_steps": patience,
+    }
+    uniform = np.full(len(TEXTS), 1 / len(TEXTS))
+    frequencies, num_forwards = sample({"width": LENGTH, "evo": evo}, weights=uniform)
+    assert num_forwards == LENGTH * patience
+    assert 0.5 * np.abs(frequencies - uniform).sum() < 0.06
 
 
 def test_one_jump_of_all_tokens_forgets_that_they_depend_on_one_another():
