@@ -143,6 +143,7 @@ def test_what_is_exported_is_served(model, tmp_path):
     assert (latent.rank, latent.num_levels, latent.width) == (4, 8, 4)
     entropies = [entropy for _, entropy in latent.calibration]
     assert entropies == sorted(entropies)
+    assert (latent.defaults.delta_max, latent.defaults.order) == (0.0, "left_to_right")
     torch.testing.assert_close(
         served.network.latent.time, run.tensors()["latent.time.weight"].float()
     )
