@@ -35,7 +35,8 @@ from kernels.paged_attention import paged_attention
 from kernels.paged_batch import PagedBatch
 from kernels.ratio_rows import ratio_rows
 from kernels.rotary import RotaryRows, RotaryTable, rotary_rows
-from kernels.score_partials import ScorePartials, finish_scores, join_partials
+from kernels.score_finish import finish_scores
+from kernels.score_partials import ScorePartials, join_partials
 from kernels.score_rows import score_partials, score_rows
 from kernels.score_spec import AllowedTokens, RowScores, ScoreSpec, SparseAdjust
 from kernels.store_kv import store_kv

@@ -33,17 +33,18 @@ def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-_GOLDEN = _signed(0x9E3779B97F4A7C15)
-_MIX_1 = _signed(0xBF58476D1CE4E5B9)
-_MIX_2 = _signed(0x94D049BB133111EB)
+# Constants of splitmix64 as signed 64-bit integers.
+GOLDEN = _signed(0x9E3779B97F4A7C15)
+MIX_1 = _signed(0xBF58476D1CE4E5B9)
+MIX_2 = _signed(0x94D049BB133111EB)
 
 
 def noise_keys(seeds: Tensor, positions: Tensor, purposes: Tensor, attempts: Tensor) -> Tensor:
     """Keys [R, 2] int32 of rows whose seeds, positions, purposes and attempts are [R] integers."""
-    mixed = _mix(seeds.long() + _GOLDEN)
-    mixed = _mix(mixed ^ (positions.long() * _MIX_2 + _GOLDEN))
+    mixed = _mix(seeds.long() + GOLDEN)
+    mixed = _mix(mixed ^ (positions.long() * MIX_2 + GOLDEN))
     counters = (attempts.long() << 8) | purposes.long()
-    return _mix(mixed + counters * _GOLDEN).view(torch.int32).view(-1, 2)
+    return _mix(mixed + counters * GOLDEN).view(torch.int32).view(-1, 2)
 
 
 def uniform_noise(
@@ -101,6 +102,6 @@ def _hash(keys: Tensor, token_ids: Tensor) -> Tensor:
 
 def _mix(value: Tensor) -> Tensor:
     """splitmix64's finaliser on int64."""
-    value = (value ^ ((value >> 30) & 0x3FFFFFFFF)) * _MIX_1
-    value = (value ^ ((value >> 27) & 0x1FFFFFFFFF)) * _MIX_2
+    value = (value ^ ((value >> 30) & 0x3FFFFFFFF)) * MIX_1
+    value = (value ^ ((value >> 27) & 0x1FFFFFFFFF)) * MIX_2
     return value ^ ((value >> 31) & 0x1FFFFFFFF)

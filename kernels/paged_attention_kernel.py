@@ -94,7 +94,8 @@ def _tile_size(
 
 def block_dim(head_dim: int) -> int:
     """Columns of a tile that holds heads of this size."""
-    return max(_MIN_BLOCK_DIM, triton.next_power_of_2(head_dim))
+    columns: int = triton.next_power_of_2(head_dim)
+    return max(_MIN_BLOCK_DIM, columns)
 
 
 def launch_paged_attention(

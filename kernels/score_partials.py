@@ -77,8 +77,8 @@ def merge_partials(partials: ScorePartials) -> ScorePartials:
     return ScorePartials(merged[:, None], torch.stack((best, drawn)).int()[:, None], expected)
 
 
-def finish_scores(partials: ScorePartials, spec: ScoreSpec) -> RowScores:
-    """Scores of rows whose partials cover the whole vocabulary (without top lists)."""
+def finish_scores_reference(partials: ScorePartials, spec: ScoreSpec) -> RowScores:
+    """Define `finish_scores`."""
     merged = merge_partials(partials)
     numbers, tokens = merged.numbers[:, 0], merged.tokens[:, 0].long()
     peak, total = numbers[PEAK], numbers[TOTAL]

@@ -9,6 +9,7 @@ from torch import Tensor
 from kernels.dispatch import runs_triton
 from kernels.linear import Int8Weight, linear
 from kernels.noise import gumbel_noise
+from kernels.score_finish import finish_scores
 from kernels.score_logits import score_logits
 from kernels.score_partials import (
     BEST,
@@ -24,7 +25,6 @@ from kernels.score_partials import (
     TOTAL,
     WEIGHTED,
     ScorePartials,
-    finish_scores,
 )
 from kernels.score_rows_kernel import launch_score_partials
 from kernels.score_spec import RowScores, ScoreSpec, check_spec

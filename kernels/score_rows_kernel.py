@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kernels.dispatch import LAUNCH, capability
 from kernels.linear import Int8Weight
-from kernels.noise import noise_keys
+from kernels.noise_kernel import launch_noise_keys
 from kernels.score_fold import NO_LOGIT, NO_TOKEN, fold, suppress, write_partial
 from kernels.score_partials import NUM_NUMBERS, NUM_TOKENS, ScorePartials, merge_partials
 from kernels.score_spec import AllowedTokens, ScoreSpec
@@ -79,8 +79,11 @@ def launch_score_partials(
     )
     if rows == 0:
         return result
-    keys = noise_keys(spec.seeds, spec.positions, spec.purposes, spec.attempts)
-    masks = _bitmask(spec, rows, full_vocab, device)
+    keys = launch_noise_keys(spec.seeds, spec.positions, spec.purposes, spec.attempts)
+    # Arguments that a switch leaves unread still have to be tensors.
+    masks = AllowedTokens(keys, keys)
+    if spec.allowed is not None or spec.adjust is not None:
+        masks = _bitmask(spec, rows, full_vocab, device)
     suppressed = _suppressed_ids(spec.suppressed, device)
     given = spec.seeds if spec.given is None else spec.given
     shared = (
@@ -198,10 +201,8 @@ def _bitmask(spec: ScoreSpec, rows: int, vocab: int, device: torch.device) -> Al
     """Tokens that the tiles may count: allowed ones without those that are adjusted."""
     words = (vocab + 31) // 32
     if spec.adjust is None:
-        if spec.allowed is not None:
-            return spec.allowed
-        unused = torch.zeros((1, words), dtype=torch.int32, device=device)
-        return AllowedTokens(unused, torch.zeros(rows, dtype=torch.int32, device=device))
+        assert spec.allowed is not None, "one of them is there"
+        return spec.allowed
     every = torch.full((1, 1), -1, dtype=torch.int32, device=device)
     if spec.allowed is None:
         mask = every.repeat(rows, words)
@@ -411,7 +412,8 @@ def _score_adjusted_kernel(  # noqa: PLR0915
             mask_row = tl.load(bitmask_rows_ptr + tl.program_id(0))
             word_ptr = bitmask_ptr + mask_row.to(tl.int64) * WORDS + ids // 32
             words = tl.load(word_ptr, mask=is_own & (ids // 32 < (mask_row + 1) * WORDS), other=-1)
-            logits = tl.where(((words >> (ids % 32)) & 1)[None, :] != 0, logits, NO_LOGIT)
+            # Entries behind the row's last have the id -1, and no shift may be negative.
+            logits = tl.where(((words >> (ids & 31)) & 1)[None, :] != 0, logits, NO_LOGIT)
         old_peak = peak
         peak, total, weighted, second, best, score, drawn, drawn_logit, given_logit, masses = fold(
             logits, ids[None, :], rows, row_mask, temperature_ptr, keys_ptr, given_ptr,

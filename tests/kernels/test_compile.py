@@ -7,8 +7,10 @@ import triton
 from kernels import (
     grouped_experts_kernel,
     linear_kernel,
+    noise_kernel,
     norms_kernel,
     paged_attention_kernel,
+    score_finish_kernel,
     score_rows_kernel,
     score_tiles,
     store_kv_kernel,
@@ -83,8 +85,7 @@ def attention(head_dim, size, capability, path, *, element="bf16", group=4, page
     )
 
 
-# Heads of 8 and 24 are those of small checkpoints; matrix instructions take 16 columns at least.
-HEAD_DIMS = [8, 24, 64, 80, 96, 128, 256]
+HEAD_DIMS = [64, 80, 96, 128, 256]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,18 @@ def test_paged_attention(head_dim, element, capability, tmp_path):
         folder.mkdir()
         code = attention(head_dim, size, capability, folder, element=element)
         assert_fits(code, capability, tensor_cores=element != "fp32")
+
+
+@pytest.mark.parametrize("element", ["bf16", "fp32"])
+@pytest.mark.parametrize("head_dim", [8, 24])
+def test_paged_attention_of_small_heads(head_dim, element, capability, tmp_path):
+    """Those of small checkpoints, never tuned for: matrix instructions take 16 columns at least."""
+    dtype = torch.float32 if element == "fp32" else torch.bfloat16
+    for size in paged_attention_kernel.tile_sizes(head_dim, dtype, capability):
+        folder = tmp_path / str(size.rows)
+        folder.mkdir()
+        code = attention(head_dim, size, capability, folder, element=element)
+        assert code.shared <= SHARED_LIMIT[capability]
 
 
 @pytest.mark.parametrize(("group", "page_size"), [(1, 256), (7, 64), (4, 32), (4, 128)])
@@ -187,6 +200,38 @@ def test_score_of_adjusted_tokens(latent, capability, tmp_path):
     }
     kernel = score_rows_kernel._score_adjusted_kernel
     code = compile_kernel(kernel, tensors, constants, capability, warps=size.warps, path=tmp_path)
+    assert_fits(code, capability, tensor_cores=False)
+
+
+@pytest.mark.parametrize(("partials", "warps"), [(4, 1), (64, 1), (512, 4)])
+def test_finish_of_scores(partials, warps, capability, tmp_path):
+    code = compile_kernel(
+        score_finish_kernel._finish_scores_kernel,
+        {
+            "numbers": "fp32",
+            "tokens": "i32",
+            "temperature": "fp32",
+            "ids": "i64",
+            "scores": "fp32",
+        },
+        {"BLOCK_P": partials},
+        capability,
+        warps=warps,
+        path=tmp_path,
+    )
+    assert_fits(code, capability, tensor_cores=False)
+
+
+def test_noise_keys(capability, tmp_path):
+    tensors = {"seeds": "i64", "positions": "i64", "purposes": "i32", "attempts": "i32"}
+    code = compile_kernel(
+        noise_kernel._noise_keys_kernel,
+        tensors | {"keys": "i64"},
+        {"BLOCK": noise_kernel._BLOCK},
+        capability,
+        warps=4,
+        path=tmp_path,
+    )
     assert_fits(code, capability, tensor_cores=False)
 
 

@@ -12,7 +12,10 @@ from kernels import (
     score_rows,
     score_rows_kernel,
 )
-from kernels.score_partials import merge_partials
+from kernels.noise import noise_keys
+from kernels.noise_kernel import launch_noise_keys
+from kernels.score_finish_kernel import launch_finish_scores
+from kernels.score_partials import finish_scores_reference, merge_partials
 from kernels.score_rows import score_partials_reference, score_rows_reference
 from kernels.score_rows_kernel import launch_score_partials
 from kernels.score_wide import with_wide_rows
@@ -153,6 +156,26 @@ def test_merging_in_any_grouping_gives_the_same(device):
     assert_same(finish_scores(grouped, spec), finish_scores(partials, spec))
 
 
+@pytest.mark.parametrize("programs", [1, 7, 264])
+@pytest.mark.parametrize("rows", [1, 5, 33])
+def test_partials_become_scores_as_defined(rows, programs, monkeypatch, device):
+    monkeypatch.setattr(score_rows_kernel, "_PROGRAMS", programs)
+    hidden, head = draw(rows, 1000, device)
+    spec = full_spec(rows, 1000, device)
+    place = {"vocab_start": 0, "full_vocab": 1000}
+    partials = launch_score_partials(hidden, head, None, spec, **place)
+    assert_same(launch_finish_scores(partials, spec), finish_scores_reference(partials, spec))
+
+
+@pytest.mark.parametrize("rows", [1, 127, 128, 300])
+def test_noise_keys_are_those_of_the_definition(rows, device):
+    wide = torch.randint(-(2**63), 2**63 - 1, (2, rows), device=device)
+    narrow = torch.randint(0, 2**20, (rows,), dtype=torch.int32, device=device)
+    purposes = (torch.arange(rows, device=device) % 5).int()
+    counters = (wide[0], wide[1], purposes, narrow)
+    assert torch.equal(launch_noise_keys(*counters), noise_keys(*counters))
+
+
 def test_partials_agree_with_their_definition(device):
     hidden, head = draw(6, 128, device)
     spec = full_spec(6, 320, device)
@@ -180,6 +203,21 @@ def test_logits_are_never_in_memory(device):
     torch.cuda.reset_peak_memory_stats()
     score_rows(hidden, head, None, spec)
     assert torch.cuda.max_memory_allocated() - before < rows * vocab * 2 / 20
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 10 * 2**30,
+    reason="needs 10 GiB of GPU memory",
+)
+def test_a_head_of_more_than_two_to_the_31_numbers(device):
+    width = 8192
+    vocab = 2**31 // width + 64
+    head = torch.zeros(vocab, width, device=device, dtype=torch.float16)
+    head[-1] = 1e-3
+    hidden = torch.ones(2, width, device=device, dtype=torch.float16)
+    scores = launch(hidden, head, None, plain(2, device))
+    assert scores.argmax.tolist() == [vocab - 1] * 2
 
 
 def test_top_tokens_and_filters_of_wide_rows(device):
