@@ -16,6 +16,7 @@ from sampler.canvas_spans import CanvasSpans
 from sampler.decoding import CacheKind, Mode
 from sampler.deltas import DeltaWriter
 from sampler.engine_metrics import EngineMetrics
+from sampler.forced import pin_forced
 from sampler.grammar import Constraint
 from sampler.latent_advance import evolve, follow_branch, slide
 from sampler.latent_spans import LatentSpans
@@ -85,6 +86,7 @@ class Advance:
             *self._accept(drawn[kinds == RowKind.DRAFT], step),
         ]
         self._report_rounds(step)
+        self._pin_forced(moved)
         return self.deltas.write(appended, moved, now_s=now_s)
 
     def _evolve(self, rows: IntArray, step: _Step) -> list[int]:
@@ -409,6 +411,36 @@ class Advance:
                 wanted=decision.accepted[own].tolist(),
                 gaps=np.diff(np.sort(positions), prepend=positions.min() - 1) != 1,
             )
+
+    def _pin_forced(self, seats: list[int]) -> None:
+        """Fill what grammars leave no choice about, in canvases that no verification follows."""
+        table = self.table
+        for seat in seats:
+            if not table.is_special[seat] or table.mode[seat] != Mode.DIFFUSION:
+                continue
+            record, mask_id = self.scheduler.record(seat), self.vocabulary.mask_id
+            while count := pin_forced(seat, record, table, mask_id=mask_id):
+                self.metrics.tokens_diffusion += count
+                self.metrics.tokens_forced += count
+                self._move_past_pinned(seat)
+
+    def _move_past_pinned(self, seat: int) -> None:
+        """Make what can be final, and open what follows it, as after a step."""
+        table = self.table
+        if isinstance(self.rule, WindowSpans):
+            self.rule.slide(table, seat)
+        elif isinstance(self.rule, LatentSpans):
+            slide(seat, mean_uncertainty=None, table=table)
+            if table.final[seat] < table.limit[seat]:
+                self.rule.open_canvas(table, seat)
+        else:
+            self._move_part(seat)
+            self._close_full(seat)
+        backlog = table.final[seat] - table.settled[seat]
+        settles = isinstance(self.rule, CanvasSpans | LatentSpans | WindowSpans)
+        if settles and backlog > table.canvas_stop[seat] - table.final[seat]:
+            # More to settle than a canvas ever leaves: it may be cut to the budget, as a prompt is.
+            table.prompt_stop[seat] = table.final[seat]
 
     def _allowed_run(
         self,

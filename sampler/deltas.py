@@ -193,7 +193,8 @@ class DeltaWriter:
         """Positions of an any-order canvas, those already final among them."""
         table = self.table
         assert table.order is not None, "only called for any-order families"
-        start = int(table.prompt_stop[seat])
+        # What became final since the last delta is shown too, in one piece with the canvas.
+        start = min(int(table.prompt_stop[seat]), int(table.emitted[seat]))
         return table.order[seat, start : table.canvas_stop[seat]].astype(np.int64)
 
     def _stats(self, seat: int, *, stop: int, now_s: float) -> RequestStats:

@@ -281,6 +281,7 @@ class Engine:
         metrics.num_running = scheduler.num_seated
         metrics.num_waiting = len(scheduler.waiting)
         metrics.pages_used = scheduler.pool.num_held
+        metrics.pages_open = self.table.num_open_pages
         metrics.num_preemptions = scheduler.num_preemptions
         metrics.prefix_queries = scheduler.prefix_queries
         metrics.prefix_hits = scheduler.prefix_hits

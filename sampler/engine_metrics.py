@@ -49,7 +49,8 @@ def empty_histogram(bounds: tuple[float, ...]) -> Histogram:
 class EngineMetrics:
     """Written by the engine loop only.
 
-    Gauges: num_running, num_waiting, pages_used (held by sequences), pages_total, page_size,
+    Gauges: num_running, num_waiting, pages_used (held by sequences), pages_open (of them, those of
+    sequences with an open canvas that settled entries do not fill), pages_total, page_size,
     row_price_tokens (what a row must gain to be worth its time, by the balance); step_fixed_s,
     step_row_s, step_entry_s (`StepTimeModel`: time of any step, of one more scored row in the
     last one, of a cache entry).
@@ -59,6 +60,7 @@ class EngineMetrics:
     drafting_steps: forwards in which at least one sequence drafted.
     rows_scored: rows whose scores were computed.
     tokens_ar, tokens_diffusion, tokens_verified: answer tokens, by how they became final.
+    tokens_forced: of those by diffusion, what a grammar put into canvases without a row.
     proposals, proposals_accepted: drafted tokens put forward for verification, and confirmed.
     rows_wasted: drafted rows whose token was not accepted, or not confirmed.
     widths_chosen: choices of the balance, by width; 0 is AR.
@@ -73,6 +75,7 @@ class EngineMetrics:
     num_running: int = 0
     num_waiting: int = 0
     pages_used: int = 0
+    pages_open: int = 0
     pages_total: int = 0
     page_size: int = 0
     num_preemptions: int = 0
@@ -90,6 +93,7 @@ class EngineMetrics:
     tokens_ar: int = 0
     tokens_diffusion: int = 0
     tokens_verified: int = 0
+    tokens_forced: int = 0
     tokens_revised: int = 0
     proposals: int = 0
     proposals_accepted: int = 0

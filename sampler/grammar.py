@@ -70,6 +70,15 @@ class Constraint:
             self._matcher.rollback(taken)
         return masks
 
+    def take_forced(self, most: int, *, but: int | None) -> list[int]:
+        """Take the tokens that must come next, at most so many, and none from `but` on."""
+        if self.is_done:
+            return []
+        forced: list[int] = self._matcher.compute_ff_tokens()[:most]
+        if but in forced:
+            forced = forced[: forced.index(but)]
+        return forced[: self.take(forced)]
+
     def take(self, tokens: Sequence[int]) -> int:
         """Take the leading tokens that are allowed; how many they are."""
         count = 0

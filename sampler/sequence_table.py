@@ -291,6 +291,12 @@ class SequenceTable:
         self.settled[seat] = 0
         return pages
 
+    @property
+    def num_open_pages(self) -> int:
+        """Pages that settled entries do not fill, of sequences with an open canvas."""
+        is_open = self.canvas_stop > self.final
+        return int((self.num_pages - self.settled // self.page_size)[is_open].sum())
+
     def check(self, seat: int) -> None:
         """Raise AssertionError when an invariant does not hold."""
         settled, final = self.settled[seat], self.final[seat]

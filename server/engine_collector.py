@@ -44,6 +44,7 @@ class EngineCollector(Collector):
         yield _gauge("estuary_requests_running", "Running requests", metrics.num_running, labels)
         yield _gauge("estuary_requests_waiting", "Waiting requests", metrics.num_waiting, labels)
         yield _gauge("estuary_pages_used", "Cache pages in use", metrics.pages_used, labels)
+        yield _gauge("estuary_pages_open", "Pages of open canvases", metrics.pages_open, labels)
         yield _gauge("estuary_pages_capacity", "Cache pages", metrics.pages_total, labels)
         for name, text, value in (
             ("estuary_forward_passes", "Runs of the network", metrics.steps),
@@ -53,6 +54,11 @@ class EngineCollector(Collector):
             ("estuary_prefix_hits", "Prompt tokens found", metrics.prefix_hits),
             ("estuary_rows_scored", "Rows whose scores were computed", metrics.rows_scored),
             ("estuary_rows_wasted", "Drafted rows not accepted", metrics.rows_wasted),
+            (
+                "estuary_forced_tokens",
+                "Tokens that grammars put into canvases",
+                metrics.tokens_forced,
+            ),
             ("estuary_revised_tokens", "Tokens changed after placement", metrics.tokens_revised),
             ("estuary_proposals", "Tokens put forward for verification", metrics.proposals),
             ("estuary_proposals_accepted", "Proposals confirmed", metrics.proposals_accepted),

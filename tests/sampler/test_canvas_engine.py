@@ -315,6 +315,23 @@ def test_remasking_reopens_tokens_and_still_ends(name):
     assert {n: answers[n][0] for n in PROMPTS} == answers_alone(rule, decoding)
 
 
+@pytest.mark.parametrize(
+    ("name", "opens"), [("block", True), ("whole", True), ("two_mode_ar", False)]
+)
+def test_pages_of_open_canvases_are_counted_until_they_close(name, opens):
+    rule, decoding = RULES[name]
+    engine = hash_engine(rule)
+    for one in requests_for(decoding):
+        engine.submit(one)
+    most = 0
+    while engine.has_work:
+        engine.step()
+        assert 0 <= engine.metrics.pages_open <= engine.metrics.pages_used
+        most = max(most, engine.metrics.pages_open)
+    assert (most > 0) is opens
+    assert engine.metrics.pages_open == 0
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_frames_show_the_canvas_filling_and_end_with_the_answer(name):
     rule, decoding = RULES[name]

@@ -82,6 +82,7 @@ async def test_the_engines_numbers_are_shown(serve):
     engine = ScriptedEngine(modes=("ar", "diffusion", "speculative"))
     engine.metrics.num_running = 3
     engine.metrics.pages_used, engine.metrics.pages_total = 25, 100
+    engine.metrics.pages_open = 4
     engine.metrics.rows_drafted = 7
     engine.metrics.tokens_verified = 5
     engine.metrics.step_rows.observe(20.0)
@@ -95,6 +96,7 @@ async def test_the_engines_numbers_are_shown(serve):
     }
     assert samples["vllm:num_requests_running"][0].value == 3
     assert samples["vllm:kv_cache_usage_perc"][0].value == 0.25
+    assert samples["estuary_pages_open"][0].value == 4
     assert rows == {"settle": 0, "verify": 0, "draft": 7}
     assert tokens == {"ar": 0, "diffusion": 0, "verified": 5}
     assert (buckets["16.0"], buckets["32.0"], buckets["+Inf"]) == (0, 1, 1)
