@@ -41,7 +41,8 @@ class MortalEngine(ScriptedEngine):
     """Ends its streams when it is stopped or dies, as the real client does."""
 
     def __init__(self):
-        super().__init__(self._answer)
+        # Clients describe their tools at length.
+        super().__init__(self._answer, context_length=4096)
         self._waits = []
 
     def _answer(self, request):

@@ -66,7 +66,7 @@ def page(browser, address):
     page.goto(address)
     page.fill("#key", "one")
     page.press("#key", "Tab")
-    page.get_by_text("tiny · 512 tokens · ar").wait_for()
+    page.get_by_text("tiny · 4096 tokens · ar").wait_for()
     yield page
     assert [url for url in asked if not url.startswith(address)] == []
     # A refused request is said so in the console too.
