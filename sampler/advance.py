@@ -115,6 +115,7 @@ class Advance:
                     seat,
                     drafted,
                     confirmed=confirmed,
+                    endings=self.scheduler.record(seat).endings,
                     table=table,
                     scored=scored,
                     scores=step.scores,

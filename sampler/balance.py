@@ -66,6 +66,7 @@ class RoundCosts:
     most_rows:   rows of the larger one of its two steps, [W] int64
     num_certain: first drafts that see all that their verifying rows see, and are always confirmed
     steps:       of a round: drafts are verified in the step after, or in the one that drafts on
+    has_latents: drafting rows hold latents, whose own weights cost a step time once
     """
 
     widths: tuple[int, ...]
@@ -74,6 +75,7 @@ class RoundCosts:
     most_rows: IntArray
     num_certain: int = 0
     steps: int = 2
+    has_latents: bool = False
 
 
 def canvas_costs() -> RoundCosts:
@@ -99,7 +101,9 @@ def branch_costs() -> RoundCosts:
     rows = np.array(BRANCH_WIDTHS, dtype=np.float64) ** 2
     rows[0] = 1.0
     most = rows.astype(np.int64)
-    return RoundCosts(BRANCH_WIDTHS, rows=rows, scored_rows=rows, most_rows=most, steps=1)
+    return RoundCosts(
+        BRANCH_WIDTHS, rows=rows, scored_rows=rows, most_rows=most, steps=1, has_latents=True
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,7 @@ class Balance:
         self._first_patience = float(_FIRST_QUIET_TOKENS)
         self._num_calls = 0
         self._had_prompts = False
-        self._by_price = (np.zeros(_NUM_PRICES), np.zeros(_NUM_PRICES), np.zeros(_NUM_PRICES))
+        self._by_price = np.zeros((4, _NUM_PRICES))
         self._row_worth = 0.0
         self._widths = np.array(costs.widths)
         # A width above the cap stands for the cap if the next narrower one lies below it.
@@ -209,6 +213,10 @@ class Balance:
         self._note(starting, columns)
         widths: IntArray = np.minimum(self._widths[columns], self._cap[starting])
         return widths
+
+    def prices(self, seats: IntArray) -> FloatArray:
+        """What one more row must gain to be worth its time, in tokens, for each seat [n]."""
+        return np.where(self._is_seeded[seats], _PRICE_OF_SEEDED, self.price)
 
     def observe_rounds(
         self, seats: IntArray, offered: IntArray, confirmed: IntArray, uncertainty: FloatArray
@@ -303,10 +311,10 @@ class Balance:
         self._num_calls += 1
         if not (is_due or had_prompts or self._had_prompts):
             return self.price
-        gained, rows, scored = self._by_price
+        gained, rows, scored, latents = self._by_price
         entries, pending = float(load.cache_entries), float(load.pending_rows)
         other = float(load.other_rows)
-        seconds = self.step_time.predict(rows + other, scored + other, entries)
+        seconds = self.step_time.predict(rows + other, scored + other, entries, latents)
         # The time of prompts is the same for every choice, in the long run: it counts only where
         # it meets drafts in one step.
         rates = (gained + load.num_others) / seconds
@@ -318,13 +326,21 @@ class Balance:
         rest_rows = other + (1 - share) * float(rows[steady])
         rest_scored = other + (1 - share) * float(scored[steady])
         time = self.step_time.predict(
-            own_rows + (other + load.prompt_rows + pending), own_scored + (other + pending), entries
+            own_rows + (other + load.prompt_rows + pending),
+            own_scored + (other + pending),
+            entries,
+            latents,
         )
-        time += self.step_time.predict(own_rows + rest_rows, own_scored + rest_scored, entries)
+        time += self.step_time.predict(
+            own_rows + rest_rows, own_scored + rest_scored, entries, latents
+        )
         return self._chosen_price(2 * share * gained, time, float(rates[steady]), rows)
 
-    def _look_up(self, ours: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Tokens gained per step, rows and scored rows of all of ours, at every price: [P] each."""
+    def _look_up(self, ours: IntArray) -> FloatArray:
+        """Of all of ours, at every price [4, P]: tokens gained per step, rows, scored rows.
+
+        And whether any holds latents.
+        """
         counts, caps, tokens = self.acceptance.group_tokens(ours, self._cap[ours])
         tokens += self._costs.num_certain
         tokens *= 1 / self._costs.steps
@@ -338,10 +354,13 @@ class Balance:
                 self._costs.scored_rows[columns],
             )
         )
-        sums = chosen @ counts  # [3, P]
+        sums = np.zeros((4, _NUM_PRICES))
+        sums[:3] = chosen @ counts
+        if self._costs.has_latents:
+            sums[3] = ((columns > 0) & (counts > 0)).any(1)
         # Our sequences pay prices around each price.
         sums[:, 1:-1] = (sums[:, :-2] + sums[:, 1:-1] + sums[:, 2:]) / 3
-        return sums[0], sums[1], sums[2]
+        return sums
 
     def _chosen_price(
         self, gained: FloatArray, seconds: FloatArray, rate: float, rows: FloatArray

@@ -50,6 +50,19 @@ class Schedule(IntEnum):
     FIXED = 3
 
 
+class Lookup(IntEnum):
+    """What the tokens that followed the text's ending before are proposed for (prompt lookup).
+
+    NEVER:  nothing
+    ALONE:  rounds in which nothing is drafted
+    BESIDE: instead of a latent canvas's proposals, in the rounds that draft on
+    """
+
+    NEVER = 0
+    ALONE = 1
+    BESIDE = 2
+
+
 class CacheKind(IntEnum):
     """What a bidirectional family keeps between refreshes. From: Fast-dLLM, arXiv 2505.22618."""
 
@@ -97,7 +110,7 @@ class Decoding:
     remask: float
     by_ratio: bool
     branches: Branches
-    looks_back: bool
+    lookup: Lookup
     latent: LatentKnobs
 
 
@@ -146,9 +159,17 @@ def resolve_decoding(sampling: SamplingParams, rule: FamilyRule) -> Decoding:
         remask=_remask(sampling, rule),
         by_ratio=_by_ratio(params, rule, mode),
         branches=_branches(params, rule),
-        looks_back=rule.latent is not None and params.drafts is None,
+        lookup=_lookup(params, rule, is_auto=is_auto),
         latent=_latent(params, rule),
     )
+
+
+def _lookup(params: DecodingParams, rule: FamilyRule, *, is_auto: bool) -> Lookup:
+    if params.drafts == "ngram":
+        return Lookup.ALONE
+    if rule.latent is None or params.drafts is not None:
+        return Lookup.NEVER
+    return Lookup.ALONE if is_auto else Lookup.BESIDE
 
 
 def _branches(params: DecodingParams, rule: FamilyRule) -> Branches:

@@ -179,7 +179,12 @@ class Engine:
             self.metrics.host_time_s += (built_s - started_s) + (ended_s - ran_s)
             self._count(plan, scores, deltas, num_tokens=len(tokens.token_ids))
             self.metrics.step_time_s.observe(ended_s - started_s)
-            shape = StepShape(plan.num_rows, scores.token.size, int(plan.draft_stop.sum()))
+            shape = StepShape(
+                plan.num_rows,
+                scores.token.size,
+                int(plan.draft_stop.sum()),
+                has_latents=step.network.latents is not None,
+            )
             self.step_time.observe(shape, ended_s - started_s)
             self.metrics.step_row_s = self.step_time.row_price(shape.rows)
         self._gauge()

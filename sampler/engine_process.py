@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from sampler.engine import Engine, EngineLimits, cache_for, model_info
 from sampler.engine_config import EngineConfig
 from sampler.grammar import Grammars
 from sampler.graph_runner import GraphRunner, graph_runner
+from sampler.latent_spans import LatentSpans
 from sampler.latent_store import LatentStore
 from sampler.messages import (
     FRAME_HEADER_BYTES,
@@ -39,7 +40,7 @@ from sampler.messages import (
     decode_to_engine,
     encode_frame,
 )
-from sampler.request import Request, SamplingParams
+from sampler.request import DecodingMode, DecodingParams, Request, SamplingParams
 from sampler.runner import Runner
 from sampler.score_spec import Vocabulary
 from weights import CheckpointError, Quantize, load_model
@@ -61,6 +62,9 @@ _WARM_UP_SHAPES = (
     (1, 64), (16, 16), (128, 2), (1, 256), (64, 8), (256, 1), (1, 1024), (4, 64), (8, 32),
     (1, 2048),
 )  # fmt: skip
+# The same, and the width of their drafts, of models whose drafting rows hold latents.
+_LATENT_SHAPES = ((1, 32, 3), (1, 1, 2), (1, 8, 5), (4, 4, 3), (16, 4, 2), (1, 16, 8))
+_LATENT_TOKENS = 12
 # How often an idle engine tells the API process that it is alive.
 _HEARTBEAT_S = 1.0
 
@@ -198,15 +202,18 @@ def warm_up(engine: Engine, *, clock: Callable[[], float] = time.monotonic) -> N
     start what a row costs here. Stops after a time; what is left is learned while serving.
     """
     started_s = clock()
-    longest = min(engine.context_length - _WARM_UP_TOKENS, engine.config.max_rows)
+    longest = min(engine.context_length - _LATENT_TOKENS, engine.config.max_rows)
     number = 0
-    for count, length in _WARM_UP_SHAPES:
+    for count, length, decoding in _warm_up_shapes(engine):
         if length > longest or count > engine.config.max_sequences:
             continue
+        tokens = _WARM_UP_TOKENS if decoding.width is None else _LATENT_TOKENS
         for _ in range(count):
             # Prompts that begin differently share no pages, so that all of their rows run.
             first = number % engine.vocabulary.size
-            params = SamplingParams(max_tokens=_WARM_UP_TOKENS, ignore_eos=True, temperature=1.0)
+            params = SamplingParams(
+                max_tokens=tokens, ignore_eos=True, temperature=1.0, decoding=decoding
+            )
             prompt = (first,) + (0,) * (length - 1)
             engine.submit(Request(id=f"warm-up-{number}", prompt=prompt, params=params))
             number += 1
@@ -216,6 +223,16 @@ def warm_up(engine: Engine, *, clock: Callable[[], float] = time.monotonic) -> N
             break
     engine.step_time.fit()
     engine.reset()
+
+
+def _warm_up_shapes(engine: Engine) -> Iterator[tuple[int, int, DecodingParams]]:
+    """(requests at a time, prompt tokens, decoding) of what warming up runs."""
+    if isinstance(engine.rule, LatentSpans) and "speculative" in engine.family.modes:
+        for count, length, width in _LATENT_SHAPES:
+            decoding = DecodingParams(mode=DecodingMode.SPECULATIVE, width=width, drafts="canvas")
+            yield count, length, decoding
+    for count, length in _WARM_UP_SHAPES:
+        yield count, length, DecodingParams()
 
 
 def serve(channel: EngineChannel, engine: Engine) -> None:

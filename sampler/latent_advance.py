@@ -16,16 +16,13 @@ from sampler.latent_knobs import Uncertainty
 from sampler.latent_moves import Floats, MoveKnobs, decide_moves, left_run, target_progress
 from sampler.latent_spans import LatentSpans
 from sampler.latent_table import LatentTable
-from sampler.prediction import lookup
+from sampler.prediction import Endings
 from sampler.runner import HostScores
 from sampler.sequence_table import IntArray, SequenceTable, Stage
 from sampler.step_input import RowKind, ScoredRows
 
 # Fields of `LatentKnobs` that `MoveKnobs` has too.
 _NUMBERS = ("delta_min", "delta_max", "finalize", "jump", "t_plan", "hysteresis")
-# How far back a repetition is looked for, and how many tokens must repeat.
-_LOOKS_BACK_TOKENS = 1024
-_SHORTEST_REPEATED = 3
 
 
 def follow_branch(
@@ -33,6 +30,7 @@ def follow_branch(
     drafted: IntArray,
     *,
     confirmed: int,
+    endings: Endings | None,
     table: SequenceTable,
     scored: ScoredRows,
     scores: HostScores,
@@ -43,14 +41,14 @@ def follow_branch(
     answers it is confirmed more often than any draft.
 
     drafted: [n], the scored rows of the seat's branches in the order of the plan
+    endings: of the text, or None when nothing is looked up
     """
     assert scored.branches is not None, "drafts that are verified come in branches"
     final, limit = int(table.final[seat]), int(table.limit[seat])
     own = drafted[scored.branches[drafted] == confirmed]
     guesses, probable = scores.token[own], scores.probability[own]
-    if table.looks_back[seat]:
-        text = table.tokens[seat, max(final - _LOOKS_BACK_TOKENS, 0) : final]
-        repeated = lookup(text, count=int(table.num_drafts[seat]), shortest=_SHORTEST_REPEATED)
+    if endings is not None:
+        repeated = endings.find(table.text(seat), count=int(table.num_drafts[seat]))
         if repeated.size:
             guesses, probable = repeated, np.zeros(repeated.size, dtype=np.float32)
     # Behind the last proposal one more token is drawn.

@@ -9,12 +9,13 @@ sequence itself (prompt lookup: the tokens that followed the last occurrence of 
 Saxena 2023, "Prompt Lookup Decoding"; we take the latest occurrence, not the first).
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sampler.decoding import Mode, resolve_decoding
+from sampler.decoding import Decoding, Lookup, Mode, resolve_decoding
 from sampler.errors import RequestError
 from sampler.request import Request, SamplingParams
 from sampler.sequence_table import SequenceTable, Stage
@@ -22,10 +23,13 @@ from weights.families import FamilyRule, Settle, Speaks
 
 TokenArray = NDArray[np.int32]
 IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 
 # Tokens of an ending that are looked for, the longest first. Single tokens stand everywhere.
 _LONGEST_ENDING = 4
 _SHORTEST_ENDING = 2
+# Where a canvas drafts too: shorter ones tell less than it does.
+_SHORTEST_BESIDE_CANVAS = 3
 # A single token tells the place in a predicted text only so close to where it is expected.
 _NEAR = 16
 # Guesses of a round: the first, the fewest after failures, and the most.
@@ -34,21 +38,52 @@ _FEWEST = 2
 _MOST_PREDICTED = 32
 _MOST_LOOKED_UP = 16
 _NOTHING: TokenArray = np.empty(0, dtype=np.int32)
+# How often a guess comes true at first, in how many sightings that counts, and what stays of each
+# sighting after another round.
+_PRIOR_RATE, _PRIOR_SIGHTINGS, _FORGETTING = 0.75, 4.0, 0.9
+_HIGHEST_RATE = 0.99
+# A sequence whose guesses are not worth their rows goes back to the prior so far with every step.
+_RELAXATION = 0.01
 
 
-def lookup(text: TokenArray, *, count: int, shortest: int = _SHORTEST_ENDING) -> TokenArray:
-    """At most `count` tokens that followed the text's ending where it occurred before.
+class Endings:
+    """Where the runs of tokens of a growing text ended before: prompt lookup in constant time.
 
-    The longest ending that occurs again decides, by its latest occurrence that `count` tokens
-    follow, or else by its first. Empty when no ending of `shortest` tokens or more does.
+    shortest: tokens of an ending that is looked for, at least
     """
-    for length in range(min(_LONGEST_ENDING, text.size - 1), shortest - 1, -1):
-        behind = _behind(text[:-1], text[-length:])
-        if behind.size:
-            whole = behind[behind + count <= text.size]
-            start = int(whole[-1] if whole.size else behind[0])
-            return text[start : start + count]
-    return _NOTHING
+
+    def __init__(self, *, shortest: int = _SHORTEST_ENDING) -> None:
+        self._lengths = range(_LONGEST_ENDING, shortest - 1, -1)
+        self._places: dict[tuple[int, ...], list[int]] = {}
+        self._num_known = 0
+
+    def find(self, text: TokenArray, *, count: int) -> TokenArray:
+        """At most `count` tokens that followed the text's ending where it occurred before.
+
+        The longest ending that occurs again decides, by its latest occurrence that `count` tokens
+        follow, or else by its first. Empty when none does. The text is that of the call before,
+        with or without more behind it.
+        """
+        self._learn(text)
+        ending = text[-_LONGEST_ENDING:].tolist()
+        for length in self._lengths:
+            places = self._places.get(tuple(ending[-length:])) if length < text.size else None
+            if places:
+                whole = (place for place in reversed(places) if place + count <= text.size)
+                start = next(whole, places[0])
+                return text[start : start + count]
+        return _NOTHING
+
+    def _learn(self, text: TokenArray) -> None:
+        """Take in the runs that end before the last token."""
+        first = max(self._num_known - _LONGEST_ENDING, 0)
+        recent = text[first:].tolist()
+        for place in range(max(self._num_known, 1), text.size):
+            for length in self._lengths:
+                if length <= place:
+                    run = tuple(recent[place - first - length : place - first])
+                    self._places.setdefault(run, []).append(place)
+        self._num_known = max(self._num_known, text.size)
 
 
 def follow(answer: TokenArray, predicted: TokenArray, *, near: int) -> int | None:
@@ -83,16 +118,24 @@ class Proposer:
     """Guesses for one sequence: more at a time while they come true, fewer while they do not.
 
     predicted:  token ids that the answer may repeat
-    looks_back: the sequence's own text is searched too
+    endings:    of the sequence's own text, where that is searched too
     most:       guesses of a round at most
     num_accepted, num_rejected: guesses from the predicted text that came true, or did not
     """
 
-    def __init__(self, *, predicted: Sequence[int], looks_back: bool, most: int | None) -> None:
+    def __init__(
+        self,
+        *,
+        predicted: Sequence[int],
+        endings: Endings | None = None,
+        most: int | None = None,
+    ) -> None:
         self._predicted = np.array(predicted, dtype=np.int32)
-        self._looks_back = looks_back
+        self._endings = endings
         self._most = most or (_MOST_PREDICTED if predicted else _MOST_LOOKED_UP)
         self._count = min(_FIRST_COUNT, self._most)
+        # Sightings of guesses that were put to the test, and of those that came true.
+        self._num_tested, self._num_true = _PRIOR_SIGHTINGS, _PRIOR_RATE * _PRIOR_SIGHTINGS
         # Where the answer was last found in the predicted text, and how long it was then.
         self._place, self._length = 0, 0
         self._num_offered = 0
@@ -105,13 +148,18 @@ class Proposer:
         """Whether guesses wait to be run."""
         return self._num_offered > 0
 
-    def propose(self, text: TokenArray, *, prompt_length: int, most: int) -> TokenArray:
-        """At most `most` guesses of how the text goes on."""
-        count = min(self._count, most)
+    def propose(
+        self, text: TokenArray, *, prompt_length: int, most: int, price: float = 0.0
+    ) -> TokenArray:
+        """At most `most` guesses of how the text goes on.
+
+        price: tokens that a row must be expected to gain
+        """
+        count = min(self._count, most, self._num_worth(price))
         guesses = self._from_prediction(text[prompt_length:], count)
         self._is_predicted = guesses.size > 0
-        if self._looks_back and not self._is_predicted and count > 0:
-            guesses = lookup(text, count=count)
+        if self._endings is not None and not self._is_predicted and count > 0:
+            guesses = self._endings.find(text, count=count)
         self._num_offered = guesses.size
         return guesses
 
@@ -120,6 +168,8 @@ class Proposer:
         offered, self._num_offered = self._num_offered, 0
         if offered == 0:
             return
+        self._num_tested = _FORGETTING * self._num_tested + min(num_confirmed + 1, offered)
+        self._num_true = _FORGETTING * self._num_true + num_confirmed
         if num_confirmed >= offered:
             self._count = min(2 * self._count, self._most)
         else:
@@ -127,6 +177,17 @@ class Proposer:
         if self._is_predicted:
             self.num_accepted += num_confirmed
             self.num_rejected += offered - num_confirmed
+
+    def _num_worth(self, price: float) -> int:
+        """How many guesses are likely enough to come true, given that each needs all before it."""
+        if price <= 0:
+            return self._most
+        rate = min(self._num_true / self._num_tested, _HIGHEST_RATE)
+        if rate >= price:
+            return int(math.log(price) / math.log(rate))
+        # Too seldom: it is tried again when the text may have changed.
+        self._num_true += _RELAXATION * (_PRIOR_RATE * self._num_tested - self._num_true)
+        return 0
 
     def _from_prediction(self, answer: TokenArray, count: int) -> TokenArray:
         if self._predicted.size == 0 or count < 1:
@@ -139,17 +200,21 @@ class Proposer:
         return self._predicted[start : start + count]
 
 
-def proposer_for(request: Request) -> Proposer | None:
-    """The proposer of a request that has anything to guess from."""
-    decoding = request.params.decoding
-    looks_back = decoding.drafts == "ngram"
-    if not (request.prediction or looks_back):
-        return None
+def proposer_for(request: Request, decoding: Decoding) -> Proposer | None:
+    """The proposer of a request that has anything to guess from; decoding is the resolved one."""
+    if decoding.lookup is not Lookup.ALONE:
+        return Proposer(predicted=request.prediction) if request.prediction else None
     return Proposer(
         predicted=request.prediction,
-        looks_back=looks_back,
-        most=decoding.width if looks_back else None,
+        endings=endings_for(decoding),
+        most=request.params.decoding.width,
     )
+
+
+def endings_for(decoding: Decoding) -> Endings:
+    """What a sequence's repetitions are looked up in, by what else drafts for it."""
+    drafts = decoding.is_auto or decoding.lookup is Lookup.BESIDE
+    return Endings(shortest=_SHORTEST_BESIDE_CANVAS if drafts else _SHORTEST_ENDING)
 
 
 def check_prediction(
@@ -185,11 +250,13 @@ def begin_proposals(
     proposers: Sequence[tuple[int, Proposer]],
     *,
     budget_rows: int,
+    prices: FloatArray,
 ) -> list[int]:
     """Put guesses behind the newest token of sequences that are about to draw the next one.
 
     proposers: (seat, its proposer) of running sequences, most urgent first
     budget_rows: guesses of all of them at most
+    prices:    [seats], tokens that a row must be expected to gain
 
     Returns the seats whose next step verifies guesses; they draft nothing meanwhile.
     """
@@ -208,7 +275,10 @@ def begin_proposals(
         most = min(left, int(table.limit[seat]) - 1 - final)
         prompt_length = int(table.prompt_length[seat])
         guesses = proposer.propose(
-            table.tokens[seat, :final], prompt_length=prompt_length, most=most
+            table.tokens[seat, :final],
+            prompt_length=prompt_length,
+            most=most,
+            price=float(prices[seat]),
         )
         if guesses.size == 0:
             continue

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from sampler.balance import Balance, Load
 from sampler.canvas_spans import CanvasSpans
-from sampler.decoding import resolve_decoding
+from sampler.decoding import Lookup, resolve_decoding
 from sampler.engine_config import EngineConfig
 from sampler.grammar import Constraint, Grammars
 from sampler.latent_spans import LatentSpans
 from sampler.page_pool import PagePool
 from sampler.plan import Plan
-from sampler.prediction import begin_proposals, proposer_for
+from sampler.prediction import begin_proposals, endings_for, proposer_for
 from sampler.prefix_cache import PrefixCache
 from sampler.rank_spans import RankSpans
 from sampler.request import Request
@@ -139,7 +139,12 @@ class Scheduler:
             budget -= self.max_rows // _PROMPT_SHARE
         # Guesses never take the last pages, which would pause another sequence.
         free_entries = (self.pool.num_available - seats.size) * table.page_size
-        return begin_proposals(table, guessing, budget_rows=min(budget, free_entries))
+        prices = np.zeros(table.num_seats)
+        if self.balance is not None:
+            prices[seats] = np.where(table.is_auto[seats], self.balance.prices(seats), 0.0)
+        return begin_proposals(
+            table, guessing, budget_rows=min(budget, free_entries), prices=prices
+        )
 
     def _begin_rounds(self, seats: IntArray, guessed: list[int]) -> None:
         """Let sequences that verify drafts draft again, as wide as asked or as balanced.
@@ -220,13 +225,15 @@ class Scheduler:
                 context_length=table.max_context,
             )
             self._seat_of[request.id] = seat
+            is_beside = decoding.lookup is Lookup.BESIDE
             self.records[seat] = SeatRecord(
                 request=request,
                 seed=seed,
                 stop_ids=self._stop_ids(request),
                 page_key=b"",
                 constraint=self._constraint(request),
-                proposer=proposer_for(request),
+                proposer=proposer_for(request, decoding),
+                endings=endings_for(decoding) if is_beside else None,
                 scheduled_s=now_s,
             )
             if self.balance is not None:

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from sampler.grammar import Constraint
-from sampler.prediction import Proposer
+from sampler.prediction import Endings, Proposer
 from sampler.request import Request, RequestStats, TokenLogprob, TokenTrace
 
 
@@ -18,6 +18,7 @@ class SeatRecord:
     token_counts:    how often each token stands in the answer, kept only for penalties
     constraint:      the state of the answer's grammar, if it has one
     proposer:        guesses how the answer goes on, if there is anything to guess from
+    endings:         of the text, where a canvas's drafts give way to what it repeats
     pending_*:       reported with the next delta
     """
 
@@ -27,6 +28,7 @@ class SeatRecord:
     page_key: bytes
     constraint: Constraint | None = None
     proposer: Proposer | None = None
+    endings: Endings | None = None
     num_keyed: int = 0
     cached_tokens: int = 0
     scheduled_s: float = 0.0

@@ -188,7 +188,6 @@ class SequenceTable:
         self.by_ratio = np.zeros(num_seats, dtype=np.bool_)
         self.sub_context = _zeros(num_seats)
         self.branches = _zeros(num_seats)
-        self.looks_back = np.zeros(num_seats, dtype=np.bool_)
         self.width_now = _zeros(num_seats)
 
     def seat(self, request: Request, decoding: Decoding, *, number: int, seed: int) -> int:
@@ -257,7 +256,6 @@ class SequenceTable:
         self.by_ratio[seat] = decoding.by_ratio
         self.sub_context[seat] = decoding.sub_context
         self.branches[seat] = decoding.branches
-        self.looks_back[seat] = decoding.looks_back
         self.width_now[seat] = decoding.width
         if self.latents is not None:
             self.latents.take_knobs(seat, decoding.latent)

@@ -1,8 +1,9 @@
 """`StepTimeModel`: how long a step takes, from how many rows it runs and what they read.
 
-    time = a + b rows + c scored rows + d cache entries + sum_j e_j max(rows - k_j, 0)
+    time = a + b rows + c scored rows + d cache entries + f latents + sum_j e_j max(rows - k_j, 0)
 
-No coefficient is negative, so that time never falls with work and is convex in the rows: a
+where latents is 1 for steps with rows that hold latents, which read weights of their own. No
+coefficient is negative, so that time never falls with work and is convex in the rows: a
 machine that waits for its memory costs nothing per row until a knee, which one of the bends k_j
 then shows. Fitted by least squares of the relative error; outliers (a compilation, a pause of
 the machine) lose weight by Huber's rule.
@@ -24,7 +25,7 @@ BEND_ROWS = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512, 768, 1024,
 _BENDS: NDArray[np.float64] = np.array(BEND_ROWS, dtype=np.float64)
 # No step has more rows than the last.
 _KNOTS = np.array((0.0, *BEND_ROWS, 1 << 24))
-_NUM_PLAIN = 4
+_NUM_PLAIN = 5
 _NUM_FEATURES = _NUM_PLAIN + len(BEND_ROWS)
 # Steps are kept by magnitude of their rows, so that a steady load does not push out what is
 # known of other loads.
@@ -38,7 +39,7 @@ _HUBER_LIMIT = 0.1
 _NUM_REWEIGHTS = 3
 _FIT_EVERY_STEPS = 128
 # Until anything was measured: a millisecond, and a hundredth of it per row.
-_FIRST_GUESS = (1e-3, 1e-5, 0.0, 0.0)
+_FIRST_GUESS = (1e-3, 1e-5, 0.0, 0.0, 0.0)
 # Decides what the kept steps leave open: time that may be due to several things is fixed time, or
 # the rows', before it is due to anything else.
 _RIDGE = np.full(_NUM_FEATURES, 1e-5)
@@ -54,18 +55,20 @@ class StepShape:
     rows:          rows of the network
     scored_rows:   of them, those whose scores are computed
     cache_entries: entries that the sequences of the step see, each counted once
+    has_latents:   whether rows hold latents, whose weights are read once for all of them
     """
 
     rows: float
     scored_rows: float
     cache_entries: float
+    has_latents: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class StepTimeReport:
     """What the model knows, for people: times are seconds, per unit where it says so.
 
-    fixed_s, row_s, scored_row_s, cache_entry_s: a, b, c, d
+    fixed_s, row_s, scored_row_s, cache_entry_s, latents_s: a, b, c, d, f
     bends:          (rows above which each row costs so much more, seconds per row)
     num_steps:      steps observed so far
     median_error:   of the kept steps, relative
@@ -76,6 +79,7 @@ class StepTimeReport:
     row_s: float
     scored_row_s: float
     cache_entry_s: float
+    latents_s: float
     bends: tuple[tuple[int, float], ...]
     num_steps: int
     median_error: float
@@ -102,9 +106,7 @@ class StepTimeModel:
             return
         bucket = min(int(shape.rows).bit_length(), _NUM_BUCKETS - 1)
         place = self._counts[bucket] % _BUCKET_SIZE
-        self._features[bucket, place] = _features(
-            np.array([shape.rows]), np.array([shape.scored_rows]), shape.cache_entries
-        )[0]
+        self._features[bucket, place] = _features(shape)
         self._seconds[bucket, place] = seconds
         self._numbers[bucket, place] = self.num_steps
         self._counts[bucket] += 1
@@ -141,13 +143,22 @@ class StepTimeModel:
         self._tabulate()
 
     def predict(
-        self, rows: FloatArray, scored_rows: FloatArray, cache_entries: float
+        self,
+        rows: FloatArray,
+        scored_rows: FloatArray,
+        cache_entries: float,
+        latents: FloatArray | None = None,
     ) -> FloatArray:
-        """Seconds of steps with so many rows [n] and scored rows [n], over the same cache."""
-        fixed, _, scored_row, entry = self.coefficients[:_NUM_PLAIN].tolist()
+        """Seconds of steps with so many rows [n] and scored rows [n], over the same cache.
+
+        latents: [n], which share of such steps has rows that hold latents; None for no step
+        """
+        fixed, _, scored_row, entry, of_latents = self.coefficients[:_NUM_PLAIN].tolist()
         seconds: FloatArray = np.interp(rows, _KNOTS, self._row_seconds)
         seconds += scored_row * scored_rows
         seconds += fixed + entry * cache_entries
+        if latents is not None:
+            seconds += of_latents * latents
         return seconds
 
     def row_price(self, rows: float) -> float:
@@ -156,7 +167,7 @@ class StepTimeModel:
 
     def report(self) -> StepTimeReport:
         """The model in plain values."""
-        a, b, c, d = (float(value) for value in self.coefficients[:_NUM_PLAIN])
+        a, b, c, d, f = (float(value) for value in self.coefficients[:_NUM_PLAIN])
         extra = self.coefficients[_NUM_PLAIN:]
         features, seconds, _ = self._kept()
         errors = np.abs(features @ self.coefficients / seconds - 1) if seconds.size else np.zeros(1)
@@ -167,6 +178,7 @@ class StepTimeModel:
             row_s=b,
             scored_row_s=c,
             cache_entry_s=d,
+            latents_s=f,
             bends=tuple(
                 (rows, float(cost))
                 for rows, cost in zip(BEND_ROWS, extra, strict=True)
@@ -196,14 +208,12 @@ class StepTimeModel:
         return self._features[held], self._seconds[held], weights
 
 
-def _features(rows: FloatArray, scored_rows: FloatArray, cache_entries: float) -> FloatArray:
-    """[n, F], in the order of the coefficients."""
-    features = np.empty((rows.size, _NUM_FEATURES))
-    features[:, 0] = 1.0
-    features[:, 1] = rows
-    features[:, 2] = scored_rows
-    features[:, 3] = cache_entries
-    np.maximum(rows[:, None] - _BENDS, 0.0, out=features[:, _NUM_PLAIN:])
+def _features(shape: StepShape) -> FloatArray:
+    """[F], in the order of the coefficients."""
+    plain = (1.0, shape.rows, shape.scored_rows, shape.cache_entries, float(shape.has_latents))
+    features = np.empty(_NUM_FEATURES)
+    features[:_NUM_PLAIN] = plain
+    np.maximum(shape.rows - _BENDS, 0.0, out=features[_NUM_PLAIN:])
     return features
 
 

@@ -163,7 +163,7 @@ def step_time_table(report: StepTimeReport) -> str:
     lines = [
         f"fixed {1e3 * report.fixed_s:.3f} ms, a row {1e6 * report.row_s:.2f} us, a scored row "
         f"{1e6 * report.scored_row_s:.2f} us more, a cache entry "
-        f"{1e9 * report.cache_entry_s:.2f} ns",
+        f"{1e9 * report.cache_entry_s:.2f} ns, rows with latents {1e3 * report.latents_s:.3f} ms",
         *(f"above {rows} rows a row costs {1e6 * cost:.2f} us more" for rows, cost in report.bends),
         f"{report.num_steps} steps seen, median error {report.median_error:.1%}",
         "",

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from sampler.engine_config import EngineConfig
-from sampler.engine_process import load_engine
+from sampler.engine_process import load_engine, warm_up
 from sampler.request import DecodingParams
 from tests.bench.bench_canvas_adapter import (
     AR,
     CONTEXT,
+    NGRAM,
     answer_all,
     held_out_prompts,
     speculative,
@@ -35,6 +36,7 @@ POLICIES = {
     "width_2": speculative(2),
     "width_3": speculative(3),
     "width_5": speculative(5),
+    "lookup": NGRAM,
     "auto": DecodingParams(),
 }
 
@@ -42,6 +44,8 @@ POLICIES = {
 def measure(config, prompts, concurrency, num_rounds):
     """One line: auto against the best fixed policy, with the 95 % interval of their ratio."""
     engines = {policy: load_engine(config)[0] for policy in POLICIES}
+    for engine in engines.values():
+        warm_up(engine)
     rates = {policy: [] for policy in POLICIES}
     for number in range(num_rounds + 1):
         start = number * concurrency % len(prompts)

@@ -20,7 +20,7 @@ import torch
 
 from sampler.engine import Engine
 from sampler.engine_config import EngineConfig
-from sampler.engine_process import load_engine
+from sampler.engine_process import load_engine, warm_up
 from sampler.request import DecodingMode, DecodingParams
 from tests.bench.canvas_answers import AR, Answer, answer_all, tokens_per_forward
 from tests.bench.diffusion_curve import CURVE_WIDTH, measure_diffusion, sums
@@ -201,6 +201,8 @@ def main() -> None:
         parts["tokens_per_forward"] = rows
     if arguments.only in (None, "clock"):
         timed = prompts[:: max(len(prompts) // arguments.timed_prompts, 1)]
+        # As a server does: the balance knows from the start what a row costs here.
+        warm_up(engine)
         clock = measure_clock(engine, timed, arguments)
         print_table(clock)
         if not arguments.quick:

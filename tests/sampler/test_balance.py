@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sampler.balance import WIDTHS, Balance, Load, canvas_costs, rank_costs
+from sampler.balance import WIDTHS, Balance, Load, branch_costs, canvas_costs, rank_costs
 from sampler.step_time import StepShape, StepTimeModel
 from tests.sampler.test_canvas_engine import LENGTHS, RANKED, TWO_MODE, requests_for
 from tests.tiny import VOCABULARY, HashRunner, hash_engine, request, run_all
@@ -81,6 +81,22 @@ def test_widths_fall_as_sequences_come():
     means = [widths_after(EASY, memory_bound, count).mean() for count in (4, 16, 64, 256)]
     assert means == sorted(means, reverse=True)
     assert means[0] > 4 * means[2]
+
+
+@pytest.mark.parametrize(("seconds", "drafts"), [(0.2e-3, True), (8e-3, False)])
+def test_latents_are_run_where_they_gain_more_than_their_weights_cost(seconds, drafts):
+    step_time = StepTimeModel()
+    for rows in range(1, 300):
+        step_time.observe(StepShape(rows, rows, 0), 4e-3)
+        step_time.observe(StepShape(rows, rows, 0, has_latents=True), 4e-3 + seconds)
+    step_time.fit()
+    balance = Balance(num_seats=1, costs=branch_costs(), step_time=step_time)
+    balance.seat(0, cap=8, is_seeded=False)
+    observe(balance, np.arange(1), 0.5, offered=3)
+    # Fewer than three tokens in a step of three times the time are no gain.
+    widths = [int(balance.choose(np.arange(1), load(1))[0]) for _ in range(5)]
+    assert all(width > 0 for width in widths) == drafts
+    assert any(widths) == drafts
 
 
 def test_rows_go_to_the_sequences_that_gain_most_from_them():

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from sampler.latent_knobs import MAX_REFINE_STEPS
-from tests.tiny import hash_engine, request, run_all
+from sampler.step_input import RowKind
+from tests.tiny import HashRunner, hash_engine, request, run_all
 from weights.families import latent_rule
 from weights.latent_config import LatentConfig, LatentDefaults
 
@@ -222,6 +224,24 @@ def test_all_modes_share_a_step():
         engine.submit(one)
     found = run_all(engine)
     assert tokens(found) == alone
+
+
+def test_auto_repeats_what_the_text_repeats_without_drafting():
+    class Periodic(HashRunner):
+        def run(self, step, spec):
+            scores = super().run(step, spec)
+            token = step.scored.positions % 7
+            # Drafts are never right, so that the balance gives them up.
+            token = np.where(step.scored.kinds == RowKind.DRAFT, 7, token)
+            return replace(scores, token=token, argmax=token)
+
+    engine = hash_engine(NEXT, num_pages=512, context=256, vocabulary=9, eos=())
+    engine.runner = Periodic(512, engine.table.page_size)
+    one = request("a", list(range(7)), max_tokens=150, temperature=0.0)
+    found, _ = run_all(engine, one)["a"]
+    assert found == [position % 7 for position in range(7, 157)]
+    assert engine.metrics.tokens_verified > 110
+    assert engine.metrics.steps < 40
 
 
 def test_prompt_lookup_and_predictions_are_verified_beside_a_canvas():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sampler.errors import RequestError
-from sampler.prediction import Proposer, check_prediction, follow, lookup
+from sampler.prediction import Endings, Proposer, check_prediction, follow
 from sampler.request import DecodingMode, FinishReason, SamplingParams, TokenKind
 from tests.sampler.test_canvas_engine import BLOCK, RANKED, TWO_MODE
 from tests.sampler.test_latent_engine import NEXT as LATENT
@@ -51,7 +51,7 @@ def said_by_ar(one, rule=CAUSAL_RULE, **options):
     ],
 )
 def test_lookup_finds_what_followed_the_ending(tokens, count, found):
-    assert tuple(lookup(text(*tokens), count=count)) == found
+    assert tuple(Endings().find(text(*tokens), count=count)) == found
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_following_finds_the_place_in_the_predicted_text(said, near, place):
 
 
 def test_a_proposer_is_bold_after_success_and_careful_after_failure():
-    proposer = Proposer(predicted=range(100), looks_back=False, most=None)
+    proposer = Proposer(predicted=range(100))
     first = proposer.propose(text(*PROMPT), prompt_length=4, most=99)
     proposer.observe(num_confirmed=first.size)
     second = proposer.propose(text(*PROMPT, *range(9)), prompt_length=4, most=99)
@@ -86,7 +86,7 @@ def test_a_proposer_is_bold_after_success_and_careful_after_failure():
 
 
 def test_what_was_not_offered_is_not_observed():
-    proposer = Proposer(predicted=[1, 2], looks_back=False, most=None)
+    proposer = Proposer(predicted=[1, 2])
     proposer.observe(num_confirmed=3)
     assert (proposer.num_accepted, proposer.num_rejected) == (0, 0)
 
@@ -307,3 +307,46 @@ def test_salts_keep_prefixes_apart():
     ]
     cached = {one.id: run_all(engine, one)[one.id][1][-1].stats.cached_tokens for one in asked}
     assert cached == {"a": 0, "b": 0, "c": 16, "d": 0}
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=40), st.integers(1, 6))
+@settings(max_examples=200, deadline=None)
+def test_endings_of_a_growing_text_are_those_of_the_whole(tokens, count):
+    growing = Endings(shortest=2)
+    for stop in range(1, len(tokens) + 1):
+        part = text(*tokens[:stop])
+        assert growing.find(part, count=count).tolist() == searched(part.tolist(), count)
+
+
+def searched(tokens, count):
+    """Look through all of the text."""
+    for length in (4, 3, 2):
+        places = [
+            place
+            for place in range(length, len(tokens))
+            if len(tokens) > length and tokens[place - length : place] == tokens[-length:]
+        ]
+        if places:
+            whole = [place for place in places if place + count <= len(tokens)]
+            start = whole[-1] if whole else places[0]
+            return tokens[start : start + count]
+    return []
+
+
+def test_guesses_that_come_true_too_seldom_for_the_price_are_not_made():
+    proposer = Proposer(predicted=range(100))
+    free, dear = (
+        proposer.propose(text(*PROMPT), prompt_length=4, most=99, price=price).size
+        for price in (1 / 32, 0.5)
+    )
+    assert free == 8 > dear > 0
+    for _ in range(20):
+        proposer.propose(text(*PROMPT), prompt_length=4, most=99)
+        proposer.observe(num_confirmed=0)
+
+    def offers():
+        return proposer.propose(text(*PROMPT), prompt_length=4, most=99, price=0.5).size
+
+    assert offers() == 0
+    # The text may have changed.
+    assert any(offers() for _ in range(500))

@@ -5,6 +5,7 @@ import pytest
 
 from sampler.engine_process import warm_up
 from sampler.step_time import StepShape, StepTimeModel
+from tests.sampler.test_latent_engine import NEXT as LATENT
 from tests.tiny import hash_engine
 
 
@@ -113,3 +114,29 @@ def test_warming_up_stops_in_time():
     engine = hash_engine(num_pages=400, context=600, max_rows=600, max_sequences=64)
     warm_up(engine, clock=itertools.count().__next__)
     assert engine.step_time.num_steps < 15
+
+
+def test_weights_of_latents_are_paid_once_by_steps_that_have_them():
+    generator = np.random.default_rng(5)
+    model = StepTimeModel()
+    for _ in range(300):
+        rows = int(generator.integers(1, 40))
+        has_latents = bool(generator.integers(2)) and rows > 1
+        seconds = line(rows, rows, 0) + 3e-3 * has_latents
+        model.observe(StepShape(rows, rows, 0, has_latents=has_latents), seconds)
+    model.fit()
+    assert model.report().latents_s == pytest.approx(3e-3, rel=0.01)
+    rows = np.array([4.0, 4.0])
+    without, with_latents = model.predict(rows, rows, 0.0, np.array([0.0, 1.0]))
+    assert with_latents - without == pytest.approx(3e-3, rel=0.01)
+
+
+def test_warming_up_runs_latents_of_models_that_have_them():
+    engine = hash_engine(LATENT, num_pages=400, context=600, max_rows=600, max_sequences=64)
+    shapes = []
+    engine.step_time.observe = lambda shape, _seconds: shapes.append(shape)
+    warm_up(engine, clock=lambda: 0.0)
+    assert {shape.has_latents for shape in shapes} == {False, True}
+    rows = {shape.rows for shape in shapes if shape.has_latents}
+    assert min(rows) <= 4
+    assert max(rows) >= 64
