@@ -8,7 +8,7 @@ import torch
 _TUNED = {16: (128, 64, 8, 4), 32: (128, 64, 8, 4), 64: (64, 64, 8, 4), 128: (64, 64, 8, 4)}
 _TUNED_HOPPER = _TUNED | {128: (128, 64, 8, 3)}
 _TUNED_BLACKWELL = _TUNED | {128: (64, 32, 8, 4)}
-_TUNED_FLOAT32 = {16: (64, 32, 8, 2)}
+_TUNED_FLOAT32 = {16: (64, 64, 8, 2)}
 # The same with an expected embedding, by its width: its sums take registers of their own, so tiles
 # have 16 rows, and fewer entries where it is wide. Wider ones are made in parts.
 _EMBEDDING_ROWS = 16
