@@ -32,7 +32,7 @@ from server.schema.chat import (
     MessageDelta,
     ToolCallDelta,
 )
-from server.tool_parts import CallPart, PartReader
+from server.tool_parts import ArgumentsPart, CallPart, StreamedPart, StreamedPartReader
 from server.translate import Translated
 from server.usage import UsageCount
 from weights.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ class ChatReply:
         self._writer = ChunkWriter(body.stream_options, count)
         self._decoding = DecodingWriter(body.decoding, tokenizer)
         self._wants_trace = body.decoding is not None and body.decoding.trace
-        self._readers = [PartReader(translated.call_rules) for _ in range(translated.n)]
+        self._readers = [StreamedPartReader(translated.call_rules) for _ in range(translated.n)]
 
     def begin(self) -> bytes:
         """One chunk for each answer that names the role."""
@@ -214,31 +214,34 @@ class ChatReply:
         return list(self._translated.prompts[0].token_ids)
 
 
-def _deltas(parts: Sequence[str | CallPart]) -> list[MessageDelta]:
-    return [
-        MessageDelta(content=part)
-        if isinstance(part, str)
-        else MessageDelta(
-            tool_calls=[
-                ToolCallDelta(
-                    index=part.index,
-                    id=part.id,
-                    type="function",
-                    function=CalledFunctionText(name=part.name, arguments=part.arguments),
-                )
-            ]
-        )
-        for part in parts
-    ]
+def _deltas(parts: Sequence[StreamedPart]) -> list[MessageDelta]:
+    return [_delta(part) for part in parts]
 
 
-def _message(parts: Sequence[str | CallPart]) -> AnsweredMessage:
+def _delta(part: StreamedPart) -> MessageDelta:
+    if isinstance(part, str):
+        return MessageDelta(content=part)
+    if isinstance(part, ArgumentsPart):
+        more = CalledFunctionText(arguments=part.text)
+        return MessageDelta(tool_calls=[ToolCallDelta(index=part.index, function=more)])
+    begun = CalledFunctionText(name=part.name, arguments=part.arguments)
+    call = ToolCallDelta(index=part.index, id=part.id, type="function", function=begun)
+    return MessageDelta(tool_calls=[call])
+
+
+def _message(parts: Sequence[StreamedPart]) -> AnsweredMessage:
     content = "".join(part for part in parts if isinstance(part, str))
+    rest: dict[int, list[str]] = {}
+    for part in parts:
+        if isinstance(part, ArgumentsPart):
+            rest.setdefault(part.index, []).append(part.text)
     calls = [
         AnsweredToolCall(
             id=part.id,
             type="function",
-            function=CalledFunctionText(name=part.name, arguments=part.arguments),
+            function=CalledFunctionText(
+                name=part.name, arguments=part.arguments + "".join(rest.get(part.index, []))
+            ),
         )
         for part in parts
         if isinstance(part, CallPart)
