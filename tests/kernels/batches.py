@@ -3,7 +3,10 @@
 import os
 from dataclasses import dataclass
 
+import numpy as np
+import pytest
 import torch
+from triton.runtime import interpreter
 
 from kernels import PagedBatch
 
@@ -130,6 +133,21 @@ def make_case(
     q = torch.randn(len(rows), num_heads, head_dim).to(dtype).to(device)
     cache = (keys.to(device), values.to(device))
     return Case(q, *cache, batch, page_size, num_heads, num_kv_heads, tuple(spans))
+
+
+def far_cache(device, monkeypatch):
+    """Keys or values [pages, 64, 8, 128] of one layer, zero, of more than 2^31 elements.
+
+    On a CPU memory that nobody touches does not exist. The interpreter would touch all of it when
+    it copies arguments back, which it need not: they are on the CPU already.
+    """
+    shape = (2**31 // (64 * 8 * 128) + 8, 64, 8, 128)
+    if device.type == "cpu":
+        monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
+        return torch.from_numpy(np.zeros(shape, dtype=np.float16))
+    if torch.cuda.mem_get_info()[0] < 10 * 2**30:
+        pytest.skip("needs 10 GiB of GPU memory")
+    return torch.zeros(shape, dtype=torch.float16, device=device)
 
 
 def dense_attention(case, scale):

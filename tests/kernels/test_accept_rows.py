@@ -142,6 +142,17 @@ def test_no_verification_reads_anything_back_on_the_host():
     assert drawn.shape == (6,)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("rule", RULES)
+def test_a_gpu_accepts_the_same(rule):
+    preference, is_open = torch.rand(50, 32), torch.rand(50, 32) < 0.4
+    expected = RULES[rule](preference, is_open)
+    with torch.device("cuda"):
+        accepted = RULES[rule](preference.cuda(), is_open.cuda())
+    assert torch.equal(accepted.cpu(), expected)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_padding_does_not_change_a_row(rule):
     preference, is_open = torch.rand(20, 9), torch.rand(20, 9) < 0.5

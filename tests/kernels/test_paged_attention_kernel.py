@@ -10,6 +10,7 @@ from tests.kernels.batches import (
     canvas,
     causal,
     dense_attention,
+    far_cache,
     make_case,
     settle_and_canvas,
     sliding,
@@ -198,26 +199,19 @@ def test_groups_larger_than_any_tile_are_refused(device):
         assert_right(case)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 20 * 2**30,
-    reason="needs 20 GiB of GPU memory",
-)
-def test_offsets_past_two_to_the_31(device):
-    pages = 2**31 // (64 * 8 * 128) + 8
-    shape = (pages, 64, 8, 128)
-    keys = torch.zeros(shape, dtype=torch.float16, device=device)
-    values = torch.zeros(shape, dtype=torch.float16, device=device)
-    keys[-1], values[-1] = torch.randn(2, *shape[1:], device=device).half()
+def test_offsets_past_two_to_the_31(device, monkeypatch):
+    keys, values = far_cache(device, monkeypatch), far_cache(device, monkeypatch)
+    last = keys.shape[0] - 1
+    keys[-1], values[-1] = torch.randn(2, *keys.shape[1:]).half().to(device)
     batch = PagedBatch(
         span_starts=torch.tensor([0, 1], dtype=torch.int32, device=device),
-        page_table=torch.tensor([[pages - 1]], dtype=torch.int32, device=device),
+        page_table=torch.tensor([[last]], dtype=torch.int32, device=device),
         slots=torch.zeros(1, dtype=torch.int64, device=device),
         limits=torch.tensor([64], dtype=torch.int32, device=device),
         max_span=1,
         max_limit=64,
     )
-    q = torch.randn(1, 32, 128, device=device).half()
+    q = torch.randn(1, 32, 128).half().to(device)
     output = launch_paged_attention(q, keys, values, batch, num_splits=1, scale=SCALE)
     k = keys[-1].float().repeat_interleave(4, dim=1)
     v = values[-1].float().repeat_interleave(4, dim=1)

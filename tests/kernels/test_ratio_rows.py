@@ -142,3 +142,21 @@ def test_no_rows():
         rows=none, proposed=none,
     )  # fmt: skip
     assert token.shape == probability.shape == (0,)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same_tokens_and_reads_nothing_back():
+    hidden, head = draw(40, 300)
+    drafted = hidden + 0.3 * torch.randn_like(hidden)
+    proposed, token, _ = verified(hidden, drafted, head, plain(40, temperature=torch.ones(40)))
+    spec = plain(40, "cuda", temperature=torch.ones(40, device="cuda"))
+    tensors = [tensor.cuda() for tensor in (hidden, drafted, head)]
+    choices = {"rows": torch.arange(40, device="cuda"), "proposed": proposed.cuda()}
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found, _ = ratio_rows(*tensors, None, spec, **choices)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    # Two tokens within rounding may change places.
+    assert (found.cpu() == token).float().mean() > 0.9

@@ -245,6 +245,29 @@ def test_top_tokens_and_filters_of_wide_rows(device):
     torch.testing.assert_close(scores.top_logprobs[wide], expected.top_logprobs[wide], **CLOSE)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_nothing_is_read_back_on_the_host(device):
+    rows, vocab = 12, 300
+    hidden, head = draw(rows, vocab, device)
+    top_p = torch.full((rows,), 0.8, device=device)
+    wide = torch.arange(rows, device=device)
+    embedding = torch.randn(vocab, 24, device=device)
+    specs = [
+        full_spec(rows, vocab, device),
+        full_spec(rows, vocab, device, embedding=embedding),
+        full_spec(rows, vocab, device, top_p=top_p, num_top=5, wide_rows=wide),
+    ]
+    for spec in specs:
+        score_rows(hidden, head, None, spec)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for spec in specs:
+            score_rows(hidden, head, None, spec)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_the_lowest_id_wins_a_tie(device):
     hidden = torch.ones(3, 32, device=device)
     head = torch.zeros(300, 32, device=device)

@@ -4,6 +4,7 @@ import torch
 from kernels import rotary_rows
 from kernels.store_kv import store_kv_reference
 from kernels.store_kv_kernel import launch_store_kv
+from tests.kernels.batches import far_cache
 from tests.kernels.test_store_kv import HEADS, angles, inputs, to_device
 
 pytestmark = pytest.mark.kernel
@@ -56,3 +57,14 @@ def test_no_rows(device):
     qkv, keys, values, slots = inputs(0, 16, device=device)
     q = launch_store_kv(qkv, keys, values, slots=slots, num_heads=HEADS, **options)
     assert q.shape == (0, HEADS, 16)
+
+
+def test_slots_past_two_to_the_31(device, monkeypatch):
+    keys, values = far_cache(device, monkeypatch), far_cache(device, monkeypatch)
+    slots = torch.tensor([keys.shape[0] * 64 - 1], device=device)
+    qkv = torch.randn(1, 20, 128).half().to(device)
+    options = {"rotary": None, "q_norm": None, "k_norm": None, "norm_eps": 1e-6}
+    q = launch_store_kv(qkv, keys, values, slots=slots, num_heads=4, **options)
+    assert torch.equal(q, qkv[:, :4])
+    assert torch.equal(keys[-1, -1], qkv[0, 4:12])
+    assert torch.equal(values[-1, -1], qkv[0, 12:])
