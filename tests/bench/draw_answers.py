@@ -21,7 +21,7 @@ from sampler.request import DecodingMode, DecodingParams, Request, SamplingParam
 from weights import describe_model
 from weights.fetch import DEFAULT_CANVAS_ADAPTER, default_model_path
 
-PROMPT = "Write a short story about a cat who counts to ten."
+PROMPT = "Write a Python function that adds two numbers."
 COLOURS = {"ar": (37, 99, 235), "verified": (22, 163, 74), "diffusion": (234, 88, 12)}
 LEGEND = {
     "ar": "drawn by the base",

@@ -64,7 +64,7 @@ def draw(texts, kinds, steps):
         taken = {p for p in waiting if p <= reached and p not in at}
         waiting -= taken
         for position, t in at.items():
-            elements.append(cell(position, y, (75, 85, 99), 0.05 + 0.6 * t))
+            elements.append(cell(position, y, (75, 85, 99), 0.06 + 0.8 * t**3))
         elements += [cell(position, y, COLOURS[kinds[position]], 1.0) for position in taken]
     return elements, TOP + ROW * len(steps) + 10
 
