@@ -36,7 +36,7 @@ _MOST_CERTAIN_HAZARD, _LEAST_HAZARD = 0.995, 0.005
 # Weights of the priors, in sightings.
 _PRIOR_TRIALS = 40.0
 _PRIOR_SIGHTINGS = 20.0
-_PRIOR_MIX = 1.0
+_PRIOR_MIX = 8.0
 # Share of the changes that lead to a level of which nothing was known.
 _SURPRISE = 0.1
 _FORGETTING = 0.98
@@ -67,14 +67,24 @@ class AcceptanceModel:
             drafts and the token of the verifying row behind the last confirmed one
     learns: whether the tables follow what is observed; a request with a seed is held to tables
             that no other request can change
+    first_mix: share of texts at each level, as far as is known at first; None for equal shares
     """
 
-    def __init__(self, *, num_seats: int, widths: tuple[int, ...], learns: bool) -> None:
+    def __init__(
+        self,
+        *,
+        num_seats: int,
+        widths: tuple[int, ...],
+        learns: bool,
+        first_mix: tuple[float, ...] | None = None,
+    ) -> None:
         self.num_rounds = 0
         self._learns = learns
         self._widths = np.array(widths)
         self._levels = np.array(LEVELS)
-        self._mix = np.full(self._levels.size, 1 / self._levels.size)
+        shares = np.ones(self._levels.size) if first_mix is None else np.array(first_mix)
+        self._prior_mix = shares / shares.sum()
+        self._mix = self._prior_mix
         self._sightings = np.zeros(self._levels.size)
         self._beliefs = np.tile(self._mix, (num_seats, 1))
         self._successes = np.zeros(LARGEST_DISTANCE + 1)
@@ -224,7 +234,8 @@ class AcceptanceModel:
         of_level = (seen + _PRIOR_SIGHTINGS * everywhere) / (seen.sum(0) + _PRIOR_SIGHTINGS)
         self._uncertainty_likelihood = of_level**_EVIDENCE_POWER
         self._sightings *= _FORGETTING
-        self._mix = (self._sightings + _PRIOR_MIX) / (self._sightings + _PRIOR_MIX).sum()
+        seen_levels = self._sightings + _PRIOR_MIX * self._prior_mix
+        self._mix = seen_levels / seen_levels.sum()
         self._after_change = (1 - _SURPRISE) * self._mix + _SURPRISE / self._levels.size
 
 

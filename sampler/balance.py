@@ -14,6 +14,7 @@ Shapes: N seats, n sequences, W widths, P candidate prices, L levels of hazard.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,9 @@ IntArray = NDArray[np.int64]
 
 # Width 0 is AR; a window of one row drafts nothing.
 WIDTHS = (0, 2, 4, 8, 16, 32, 64, 128)
+# Levels of hazard of texts drafted by latents: the default model's adapter on held-out prompts, on
+# which four first drafts in ten are confirmed.
+_LATENT_MIX = (0.2, 0.2, 0.2, 0.15, 0.1, 0.08, 0.05, 0.02)
 # Of latent branches, whose rows grow with the square of the width.
 BRANCH_WIDTHS = (0, 2, 3, 4, 5, 6, 8, 12, 16)
 # Tokens per row; below the first no row is worth the electricity, and at the last every
@@ -67,6 +71,8 @@ class RoundCosts:
     num_certain: first drafts that see all that their verifying rows see, and are always confirmed
     steps:       of a round: drafts are verified in the step after, or in the one that drafts on
     has_latents: drafting rows hold latents, whose own weights cost a step time once
+    first_mix:   share of texts at each level of hazard, as far as is known at first; None for equal
+                 shares
     """
 
     widths: tuple[int, ...]
@@ -76,6 +82,7 @@ class RoundCosts:
     num_certain: int = 0
     steps: int = 2
     has_latents: bool = False
+    first_mix: tuple[float, ...] | None = None
 
 
 def canvas_costs() -> RoundCosts:
@@ -102,7 +109,13 @@ def branch_costs() -> RoundCosts:
     rows[0] = 1.0
     most = rows.astype(np.int64)
     return RoundCosts(
-        BRANCH_WIDTHS, rows=rows, scored_rows=rows, most_rows=most, steps=1, has_latents=True
+        BRANCH_WIDTHS,
+        rows=rows,
+        scored_rows=rows,
+        most_rows=most,
+        steps=1,
+        has_latents=True,
+        first_mix=_LATENT_MIX,
     )
 
 
@@ -151,12 +164,15 @@ class Balance:
     ) -> None:
         self.step_time = step_time if step_time is not None else StepTimeModel()
         widths = tuple(max(width - costs.num_certain, 0) for width in costs.widths)
-        self.acceptance = AcceptanceModel(num_seats=num_seats, widths=widths, learns=True)
+        acceptance_model = partial(
+            AcceptanceModel, num_seats=num_seats, widths=widths, first_mix=costs.first_mix
+        )
+        self.acceptance = acceptance_model(learns=True)
         self.price = float(_PRICES[-1])
         self.counts = BalanceCounts(costs.widths, np.zeros(len(costs.widths), dtype=np.int64))
         self._costs = costs
         # A request with a seed sees tables and a price that nobody else can change.
-        self._fixed = AcceptanceModel(num_seats=num_seats, widths=widths, learns=False)
+        self._fixed = acceptance_model(learns=False)
         self._is_seeded = np.zeros(num_seats, dtype=np.bool_)
         self._cap = np.zeros(num_seats, dtype=np.int64)
         self._column = np.zeros(num_seats, dtype=np.int64)
@@ -215,8 +231,12 @@ class Balance:
         return widths
 
     def prices(self, seats: IntArray) -> FloatArray:
-        """What one more row must gain to be worth its time, in tokens, for each seat [n]."""
-        return np.where(self._is_seeded[seats], _PRICE_OF_SEEDED, self.price)
+        """What one more row must gain to be worth its time, in tokens, for each seat [n].
+
+        In a step as it is: the price of a choice may lie above it, where all of a wider one's rows
+        are not worth theirs.
+        """
+        return np.where(self._is_seeded[seats], _PRICE_OF_SEEDED, self._row_worth)
 
     def observe_rounds(
         self, seats: IntArray, offered: IntArray, confirmed: IntArray, uncertainty: FloatArray
@@ -311,7 +331,8 @@ class Balance:
         self._num_calls += 1
         if not (is_due or had_prompts or self._had_prompts):
             return self.price
-        gained, rows, scored, latents = self._by_price
+        gained, rows, scored = self._by_price[:3]
+        latents = self._by_price[3] if self._costs.has_latents else None
         entries, pending = float(load.cache_entries), float(load.pending_rows)
         other = float(load.other_rows)
         seconds = self.step_time.predict(rows + other, scored + other, entries, latents)

@@ -28,7 +28,7 @@ FloatArray = NDArray[np.float64]
 # Tokens of an ending that are looked for, the longest first. Single tokens stand everywhere.
 _LONGEST_ENDING = 4
 _SHORTEST_ENDING = 2
-# Where a canvas drafts too: shorter ones tell less than it does.
+# Where it takes the place of what a canvas drafted: shorter ones tell less.
 _SHORTEST_BESIDE_CANVAS = 3
 # A single token tells the place in a predicted text only so close to where it is expected.
 _NEAR = 16
@@ -38,9 +38,11 @@ _FEWEST = 2
 _MOST_PREDICTED = 32
 _MOST_LOOKED_UP = 16
 _NOTHING: TokenArray = np.empty(0, dtype=np.int32)
-# How often a guess comes true at first, in how many sightings that counts, and what stays of each
-# sighting after another round.
-_PRIOR_RATE, _PRIOR_SIGHTINGS, _FORGETTING = 0.75, 4.0, 0.9
+# How often a guess comes true at first, given that those before it did: of a predicted text (0),
+# and by the length of the ending, as in 400 answers of the default model. In how many sightings
+# that counts, and what stays of each sighting after another round.
+_PRIOR_RATES = {0: 0.8, 2: 0.6, 3: 0.67, 4: 0.83}
+_PRIOR_SIGHTINGS, _FORGETTING = 8.0, 0.9
 _HIGHEST_RATE = 0.99
 # A sequence whose guesses are not worth their rows goes back to the prior so far with every step.
 _RELAXATION = 0.01
@@ -57,22 +59,31 @@ class Endings:
         self._places: dict[tuple[int, ...], list[int]] = {}
         self._num_known = 0
 
-    def find(self, text: TokenArray, *, count: int) -> TokenArray:
-        """At most `count` tokens that followed the text's ending where it occurred before.
+    def longest(self, text: TokenArray) -> int:
+        """Length of the text's longest ending that occurred before; 0 when none did.
 
-        The longest ending that occurs again decides, by its latest occurrence that `count` tokens
-        follow, or else by its first. Empty when none does. The text is that of the call before,
-        with or without more behind it.
+        The text is that of the call before, with or without more behind it.
         """
         self._learn(text)
         ending = text[-_LONGEST_ENDING:].tolist()
         for length in self._lengths:
-            places = self._places.get(tuple(ending[-length:])) if length < text.size else None
-            if places:
-                whole = (place for place in reversed(places) if place + count <= text.size)
-                start = next(whole, places[0])
-                return text[start : start + count]
-        return _NOTHING
+            if length < text.size and tuple(ending[-length:]) in self._places:
+                return length
+        return 0
+
+    def find(self, text: TokenArray, *, count: int) -> TokenArray:
+        """At most `count` tokens that followed the text's ending where it occurred before.
+
+        The longest ending that occurred decides, by its latest occurrence that `count` tokens
+        follow, or else by its first. Empty when none did.
+        """
+        length = self.longest(text)
+        if length == 0:
+            return _NOTHING
+        places = self._places[tuple(text[-length:].tolist())]
+        whole = (place for place in reversed(places) if place + count <= text.size)
+        start = next(whole, places[0])
+        return text[start : start + count]
 
     def _learn(self, text: TokenArray) -> None:
         """Take in the runs that end before the last token."""
@@ -134,8 +145,10 @@ class Proposer:
         self._endings = endings
         self._most = most or (_MOST_PREDICTED if predicted else _MOST_LOOKED_UP)
         self._count = min(_FIRST_COUNT, self._most)
-        # Sightings of guesses that were put to the test, and of those that came true.
-        self._num_tested, self._num_true = _PRIOR_SIGHTINGS, _PRIOR_RATE * _PRIOR_SIGHTINGS
+        # By kind (`_PRIOR_RATES`): guesses that were put to the test, and that came true.
+        self._kind = 0
+        self._num_tested = dict.fromkeys(_PRIOR_RATES, _PRIOR_SIGHTINGS)
+        self._num_true = {kind: rate * _PRIOR_SIGHTINGS for kind, rate in _PRIOR_RATES.items()}
         # Where the answer was last found in the predicted text, and how long it was then.
         self._place, self._length = 0, 0
         self._num_offered = 0
@@ -155,11 +168,16 @@ class Proposer:
 
         price: tokens that a row must be expected to gain
         """
-        count = min(self._count, most, self._num_worth(price))
-        guesses = self._from_prediction(text[prompt_length:], count)
+        most = min(self._count, most)
+        guesses, self._kind = _NOTHING, 0
+        if self._predicted.size:
+            count = min(most, self._num_worth(0, price))
+            guesses = self._from_prediction(text[prompt_length:], count)
         self._is_predicted = guesses.size > 0
-        if self._endings is not None and not self._is_predicted and count > 0:
-            guesses = self._endings.find(text, count=count)
+        if self._endings is not None and not self._is_predicted and most > 0:
+            self._kind = self._endings.longest(text)
+            count = min(most, self._num_worth(self._kind, price)) if self._kind else 0
+            guesses = self._endings.find(text, count=count) if count else _NOTHING
         self._num_offered = guesses.size
         return guesses
 
@@ -168,8 +186,9 @@ class Proposer:
         offered, self._num_offered = self._num_offered, 0
         if offered == 0:
             return
-        self._num_tested = _FORGETTING * self._num_tested + min(num_confirmed + 1, offered)
-        self._num_true = _FORGETTING * self._num_true + num_confirmed
+        tested, kind = min(num_confirmed + 1, offered), self._kind
+        self._num_tested[kind] = _FORGETTING * self._num_tested[kind] + tested
+        self._num_true[kind] = _FORGETTING * self._num_true[kind] + num_confirmed
         if num_confirmed >= offered:
             self._count = min(2 * self._count, self._most)
         else:
@@ -178,19 +197,20 @@ class Proposer:
             self.num_accepted += num_confirmed
             self.num_rejected += offered - num_confirmed
 
-    def _num_worth(self, price: float) -> int:
+    def _num_worth(self, kind: int, price: float) -> int:
         """How many guesses are likely enough to come true, given that each needs all before it."""
         if price <= 0:
             return self._most
-        rate = min(self._num_true / self._num_tested, _HIGHEST_RATE)
+        rate = min(self._num_true[kind] / self._num_tested[kind], _HIGHEST_RATE)
         if rate >= price:
             return int(math.log(price) / math.log(rate))
         # Too seldom: it is tried again when the text may have changed.
-        self._num_true += _RELAXATION * (_PRIOR_RATE * self._num_tested - self._num_true)
+        prior = _PRIOR_RATES[kind] * self._num_tested[kind]
+        self._num_true[kind] += _RELAXATION * (prior - self._num_true[kind])
         return 0
 
     def _from_prediction(self, answer: TokenArray, count: int) -> TokenArray:
-        if self._predicted.size == 0 or count < 1:
+        if count < 1:
             return _NOTHING
         near = self._place + answer.size - self._length
         start = follow(answer, self._predicted, near=near)
@@ -212,9 +232,9 @@ def proposer_for(request: Request, decoding: Decoding) -> Proposer | None:
 
 
 def endings_for(decoding: Decoding) -> Endings:
-    """What a sequence's repetitions are looked up in, by what else drafts for it."""
-    drafts = decoding.is_auto or decoding.lookup is Lookup.BESIDE
-    return Endings(shortest=_SHORTEST_BESIDE_CANVAS if drafts else _SHORTEST_ENDING)
+    """What a sequence's repetitions are looked up in."""
+    is_beside = decoding.lookup is Lookup.BESIDE
+    return Endings(shortest=_SHORTEST_BESIDE_CANVAS if is_beside else _SHORTEST_ENDING)
 
 
 def check_prediction(
