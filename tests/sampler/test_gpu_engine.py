@@ -12,6 +12,7 @@ from sampler.runner import Runner
 from tests.sampler.golden_engine import golden_cases, golden_engine, golden_model
 from tests.sampler.whole_decodes import (
     CASES,
+    LATENT_CASES,
     answers_of,
     answers_on,
     case_model,
@@ -26,7 +27,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *LATENT_CASES])
 def test_a_whole_decode_gives_the_same_tokens_on_a_gpu(name):
     assert answers_on("cuda", name) == answers_on("cpu", name)
 

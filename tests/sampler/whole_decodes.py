@@ -1,8 +1,14 @@
 """Whole decodes of a golden checkpoint of every kind of family, for comparing ways to run steps."""
 
+from pathlib import Path
+
+import torch
+
+from sampler.latent_store import LatentStore
+from sampler.runner import Runner
 from tests.sampler.golden_engine import golden_engine, golden_model
 from tests.tiny import request, run_all
-from weights import RuleOverrides
+from weights import RuleOverrides, load_model
 
 # The checkpoint and what its config is silent about, and a decoding for it.
 CASES = {
@@ -23,9 +29,26 @@ CASES = {
     "esolm/speculative": (None, {"mode": "speculative", "width": 3}),
 }
 
+# Steps with latents are never replayed; the checkpoint comes with the package.
+LATENT_CASES = {"evo": (None, {"mode": "diffusion"})}
+EXAMPLES = Path(__file__).parents[2] / "weights" / "examples"
+
 
 def case_model(name, device="cpu"):
-    return golden_model(name.split("/")[0], CASES[name][0], device=device)
+    folder = name.split("/")[0]
+    if name in LATENT_CASES:
+        return load_model(EXAMPLES / folder, dtype=torch.float32, device=torch.device(device))
+    return golden_model(folder, CASES[name][0], device=device)
+
+
+def case_engine(name, device="cpu", *, context=32):
+    """An engine that runs every step launch by launch."""
+
+    def new_runner(network, cache):
+        latents = network.latent and LatentStore(network.latent, num_seats=8)
+        return Runner(network, cache, latents)
+
+    return golden_engine(case_model(name, device), context=context, new_runner=new_runner)
 
 
 def case_requests(name, *, max_tokens=16, **params):
@@ -35,7 +58,7 @@ def case_requests(name, *, max_tokens=16, **params):
             str(number),
             [(7 * i + 3 * number) % 90 + 1 for i in range(4 + 3 * number)],
             max_tokens=max_tokens,
-            decoding=CASES[name][1],
+            decoding=(CASES | LATENT_CASES)[name][1],
             seed=number,
             **params,
         )
@@ -50,8 +73,7 @@ def answers_of(engine, requests):
 
 def answers_on(device, name, **params):
     """The tokens that the engine gives on a device, launch by launch."""
-    engine = golden_engine(case_model(name, device), context=32)
-    return answers_of(engine, case_requests(name, **params))
+    return answers_of(case_engine(name, device), case_requests(name, **params))
 
 
 def hidden_ids(model):
