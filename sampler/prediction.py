@@ -303,6 +303,8 @@ def begin_proposals(
         if guesses.size == 0:
             continue
         table.tokens[seat, final : final + guesses.size] = guesses
+        # No network has said how probable they are.
+        table.confidence[seat, final : final + guesses.size] = 0.0
         table.canvas_stop[seat] = final + guesses.size
         table.stage[seat] = Stage.VERIFY
         # No round of drafts is under way.
