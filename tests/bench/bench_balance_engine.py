@@ -3,7 +3,7 @@
 The default model with its canvas adapter answers held-out prompts of all kinds. Every policy has an
 engine of its own, warmed up; in a round each of them answers the same prompts, in an order that
 rotates, and what is compared is the ratio within a round. All policies must give the same tokens,
-or nothing is reported.
+greedy in every round and sampled in one more, or nothing is reported.
 
 Run: nice python -m tests.bench.bench_balance_engine --prompts FILE... [--text FILE...]
          [--model PATH] [--adapter FOLDER] [--rounds 8] [--concurrencies 1 4 16]
@@ -63,6 +63,7 @@ def measure(config, prompts, concurrency, num_rounds):
             found[policy] = [answer.tokens for answer in answers]
             rates[policy].append(sum(map(len, found[policy])) / seconds)
         assert all(tokens == found["ar"] for tokens in found.values()), "tokens differ"
+    num_equal = (num_rounds + 1) * concurrency + compare_sampled(engines, chosen)
     # The first round warms up.
     means = {policy: float(np.mean(rates[policy][1:])) for policy in POLICIES}
     best = max((p for p in POLICIES if p != "auto"), key=means.__getitem__)
@@ -78,7 +79,22 @@ def measure(config, prompts, concurrency, num_rounds):
         "low_95": round(float(np.exp(logs.mean() - spread)), 3),
         "high_95": round(float(np.exp(logs.mean() + spread)), 3),
         "widths_chosen": chosen_widths,
+        "answers_equal_to_ar": num_equal * (len(POLICIES) - 1),
     }
+
+
+def compare_sampled(engines, prompts):
+    """Answers with seeds at temperature 0.8 are those of `ar` too; how many prompts there were."""
+    found = {
+        policy: answer_all(
+            engine, prompts, POLICIES[policy], temperature=0.8, max_tokens=ANSWER_TOKENS
+        )[0]
+        for policy, engine in engines.items()
+    }
+    wanted = [answer.tokens for answer in found["ar"]]
+    for policy, answers in found.items():
+        assert [answer.tokens for answer in answers] == wanted, policy
+    return len(prompts)
 
 
 def main() -> None:
