@@ -1,6 +1,7 @@
 """The default model over HTTP: three ways to decode, one set of answers where it must be one."""
 
 import concurrent.futures
+import json
 import os
 import sys
 import tempfile
@@ -83,6 +84,39 @@ def test_the_canvas_decides_in_fewer_forwards(default_model):
     assert usage["forward_passes"] < usage["diffusion_tokens"] + usage["ar_tokens"]
     again, _ = ask(default_model, QUESTIONS[0], decoding, temperature=0.0)
     assert again == text
+
+
+RIVER = {
+    "type": "object",
+    "properties": {
+        "river_name": {"enum": ["Rhine", "Nile"]},
+        "length_in_kilometres": {"type": "integer", "minimum": 1, "maximum": 9999},
+        "is_navigable": {"type": "boolean"},
+    },
+    "required": ["river_name", "length_in_kilometres", "is_navigable"],
+    "additionalProperties": False,
+}
+
+
+def test_what_a_schema_forces_costs_the_canvas_no_forward(default_model):
+    held = {"type": "json_schema", "json_schema": {"name": "river", "schema": RIVER}}
+    fields = {"temperature": 0.0, "max_tokens": 80, "response_format": held}
+    text, usage = ask(default_model, "Describe a river.", {"mode": "diffusion"}, **fields)
+    num_tokens = usage["ar_tokens"] + usage["diffusion_tokens"]
+    assert set(json.loads(text)) == set(RIVER["properties"])
+    assert default_model.metric("estuary_forced_tokens_total") >= 10
+    assert usage["forward_passes"] <= num_tokens - 10
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_canvas_that_trusts_no_draft_says_what_the_base_says(default_model, temperature):
+    fields = {"temperature": temperature, "seed": 7}
+    strict = {"mode": "diffusion", "evo": {"jump_uncertainty": 0.0}}
+    for question in QUESTIONS:
+        wanted, _ = ask(default_model, question, {"mode": "ar"}, **fields)
+        found, usage = ask(default_model, question, strict, **fields)
+        assert found == wanted
+        assert usage["diffusion_tokens"] == 0
 
 
 @pytest.mark.parametrize(
