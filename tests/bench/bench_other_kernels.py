@@ -7,6 +7,7 @@ Run: python -m tests.bench.bench_other_kernels [--only swiglu]
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
@@ -23,13 +24,27 @@ from kernels import (
 )
 from kernels.rotary import rotate
 from tests.bench.harness import print_table, write_json
-from tests.bench.harness_gpu import assert_close, require_gpu, time_gpu
+from tests.bench.harness_gpu import Card, assert_close, measure_card, require_gpu, time_gpu
 
 WIDTH, INTERMEDIATE, HEADS, KV_HEADS, HEAD_DIM = 4096, 12_288, 32, 8, 128
 EXPERTS, CHOSEN, EXPERT_WIDTH, EXPERT_SIZE = 64, 8, 2048, 1024
 ROWS = (1, 32, 256, 4096)
 
-Pair = tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]
+HALF_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Ours and PyTorch's on the same tensors.
+
+    bytes_moved: that the work cannot do without, read and written once
+    flops:       of its matrix products
+    """
+
+    own: Callable[[], torch.Tensor]
+    plain: Callable[[], torch.Tensor]
+    bytes_moved: int
+    flops: int = 0
 
 
 def draw(*shape: int) -> torch.Tensor:
@@ -38,16 +53,21 @@ def draw(*shape: int) -> torch.Tensor:
 
 def norm(rows: int) -> Pair:
     x, residual, weight = draw(rows, WIDTH), draw(rows, WIDTH), draw(WIDTH)
-    return (
+    return Pair(
         lambda: add_rms_norm(x, residual, weight, 1e-6)[0],
         lambda: functional.rms_norm(x + residual, (WIDTH,), weight, 1e-6),
+        bytes_moved=HALF_BYTES * 4 * rows * WIDTH,
     )
 
 
 def activation(rows: int) -> Pair:
     gate_up = draw(rows, 2 * INTERMEDIATE)
     gate, up = gate_up.chunk(2, dim=1)
-    return lambda: swiglu(gate_up), lambda: functional.silu(gate) * up
+    return Pair(
+        lambda: swiglu(gate_up),
+        lambda: functional.silu(gate) * up,
+        bytes_moved=HALF_BYTES * 3 * rows * INTERMEDIATE,
+    )
 
 
 def store(rows: int) -> Pair:
@@ -65,14 +85,23 @@ def store(rows: int) -> Pair:
         return turned[:, :HEADS]
 
     own = {"slots": slots, "num_heads": HEADS, "rotary": rotary}
-    return lambda: store_kv(qkv, keys, values, **own), plain
+    return Pair(
+        lambda: store_kv(qkv, keys, values, **own),
+        plain,
+        bytes_moved=HALF_BYTES * 2 * qkv.numel(),
+    )
 
 
 def int8(rows: int) -> Pair:
     x, weight = draw(rows, WIDTH), draw(WIDTH, WIDTH) / WIDTH**0.5
     packed = quantize_int8(weight)
     dense = packed.dense().bfloat16()
-    return lambda: linear(x, packed), lambda: functional.linear(x, dense)
+    return Pair(
+        lambda: linear(x, packed),
+        lambda: functional.linear(x, dense),
+        bytes_moved=WIDTH * WIDTH + HALF_BYTES * 2 * rows * WIDTH,
+        flops=2 * rows * WIDTH * WIDTH,
+    )
 
 
 def experts(rows: int) -> Pair:
@@ -92,7 +121,13 @@ def experts(rows: int) -> Pair:
             ).bfloat16()
         return total
 
-    return lambda: grouped_experts(x, gate_up, down, ids, weights), plain
+    used = ids.unique().numel()
+    return Pair(
+        lambda: grouped_experts(x, gate_up, down, ids, weights),
+        plain,
+        bytes_moved=HALF_BYTES * (3 * used * EXPERT_SIZE * EXPERT_WIDTH + 2 * rows * EXPERT_WIDTH),
+        flops=6 * rows * CHOSEN * EXPERT_SIZE * EXPERT_WIDTH,
+    )
 
 
 # Error that a few bfloat16 roundings on either side explain.
@@ -105,18 +140,24 @@ CASES = {
 }
 
 
-def measure(name: str, rows: int) -> dict[str, object]:
+def measure(name: str, rows: int, card: Card) -> dict[str, object]:
     """One row of the table."""
     make, tolerance = CASES[name]
-    own, plain = make(rows)
-    assert_close(own(), plain(), tolerance)
-    ours, theirs = time_gpu(own), time_gpu(plain)
+    pair = make(rows)
+    assert_close(pair.own(), pair.plain(), tolerance)
+    ours, theirs = time_gpu(pair.own), time_gpu(pair.plain)
+    rate = pair.bytes_moved / ours.median_ms * 1e3
+    flops = pair.flops / ours.median_ms * 1e3
     return {
         "kernel": name,
         "rows": rows,
         "ms": ours.median_ms,
         "p10": ours.p10_ms,
         "p90": ours.p90_ms,
+        "GB/s": rate / 1e9,
+        "of copy": rate / card.copy_rate,
+        "Tflop/s": flops / 1e12,
+        "of matmul": flops / card.matmul_rate,
         "torch ms": theirs.median_ms,
         "torch / ours": theirs.median_ms / ours.median_ms,
     }
@@ -130,9 +171,11 @@ def main() -> None:
     require_gpu()
     torch.manual_seed(0)
     names = [arguments.only] if arguments.only else CASES
-    rows = [measure(name, count) for name in names for count in ROWS]
+    card = measure_card()
+    rows = [measure(name, count, card) for name in names for count in ROWS]
     print_table(rows)
-    print(write_json("bench_other_kernels", {"rows": rows}))
+    limits = {"copy_bytes_per_s": card.copy_rate, "matmul_flops_per_s": card.matmul_rate}
+    print(write_json("bench_other_kernels", {"card": limits, "rows": rows}))
 
 
 if __name__ == "__main__":
