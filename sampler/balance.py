@@ -270,11 +270,11 @@ class Balance:
 
         price, row_worth: tokens per row, for choices and for probes
         """
-        values = self._gains(model, seats)
-        values -= (price * self._own_price[seats])[:, None] * self._costs.rows
+        gains = self._gains(model, seats)
+        values = gains - (price * self._own_price[seats])[:, None] * self._costs.rows
         values[np.arange(seats.size), self._column[seats]] += _STICKINESS
         columns: IntArray = values.argmax(1)
-        self._probe(model, seats, columns, row_worth)
+        self._probe(seats, columns, gains, best=model.best_expected(_PROBE_COLUMN), price=row_worth)
         return columns
 
     def _gains(self, model: AcceptanceModel, seats: IntArray) -> FloatArray:
@@ -287,18 +287,20 @@ class Balance:
         return gains
 
     def _probe(
-        self, model: AcceptanceModel, seats: IntArray, columns: IntArray, price: float
+        self, seats: IntArray, columns: IntArray, gains: FloatArray, *, best: float, price: float
     ) -> None:
-        """Let sequences that have been quiet for long draft once, where easy text would pay."""
+        """Let sequences that have been quiet for long draft once, where easy text would pay.
+
+        gains: expected tokens per step [n, W]; best: tokens of a probe's round in the easiest text
+        """
         due = (columns == 0) & (self._quiet[seats] >= self._patience[seats])
         if not due.any():
             return
         rows = self._costs.rows
-        best = model.best_expected(_PROBE_COLUMN) + self._costs.num_certain
-        best /= self._costs.steps
+        best = (best + self._costs.num_certain) / self._costs.steps
         due &= self._cap[seats] >= self._widths[_PROBE_COLUMN]
         # Only where drafts seem useless; where they are but too expensive, all is known.
-        due[due] = (self._gains(model, seats[due]) <= 1.0 + _STICKINESS).all(1)
+        due &= (gains <= 1.0 + _STICKINESS).all(1)
         if best - 1 <= price * (rows[_PROBE_COLUMN] - rows[0]):
             return
         columns[due] = _PROBE_COLUMN
