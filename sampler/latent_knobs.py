@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from sampler.errors import RequestError
 from sampler.request import EvoParams
-from weights.latent_config import ORDERS, UNCERTAINTIES, LatentDefaults
+from weights.latent_config import MOST_REFINE_STEPS, ORDERS, UNCERTAINTIES, LatentDefaults
 
 # From: our reading of Evo; each is a default of a request's field of that name, where the
 # checkpoint has none of its own.
@@ -15,7 +15,6 @@ FINALIZE_UNCERTAINTY, JUMP_UNCERTAINTY = 0.1, 0.02
 T_AR, T_PLAN = 0.0, 0.6
 HYSTERESIS = 0.2
 MAX_REFINE_STEPS = 8
-_MOST_REFINE_STEPS = 1024
 
 
 class Uncertainty(IntEnum):
@@ -110,8 +109,8 @@ def _hysteresis(params: EvoParams) -> float:
 def _refine_steps(value: int | None) -> int:
     if value is None:
         return MAX_REFINE_STEPS
-    if not 1 <= value <= _MOST_REFINE_STEPS:
-        raise _refusal("max_refine_steps", f"must be within 1..{_MOST_REFINE_STEPS}, got {value}")
+    if not 1 <= value <= MOST_REFINE_STEPS:
+        raise _refusal("max_refine_steps", f"must be within 1..{MOST_REFINE_STEPS}, got {value}")
     return value
 
 

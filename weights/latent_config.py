@@ -12,6 +12,8 @@ ORDERS = ("any", "left_to_right")
 _MATRICES = ("output", "down")
 # (t, normalised entropy) pairs that a calibration needs at least: both ends.
 _FEWEST_POINTS = 2
+# Steps without any position ready that a request or a checkpoint may ask for.
+MOST_REFINE_STEPS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class LatentDefaults:
     jump_uncertainty: float | None = None
     uncertainty: str | None = None
     order: str | None = None
+    max_refine_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ def _defaults(section: ConfigFields) -> LatentDefaults:
         jump_uncertainty=_share(decoding, "jump_uncertainty"),
         uncertainty=_word(decoding, "uncertainty", UNCERTAINTIES),
         order=_word(decoding, "order", ORDERS),
+        max_refine_steps=_refine_steps(decoding),
     )
     least, most = defaults.delta_min, defaults.delta_max
     if (least is None) != (most is None):
@@ -114,6 +118,15 @@ def _defaults(section: ConfigFields) -> LatentDefaults:
     if least is not None and most is not None and least > most:
         raise decoding.refuse("delta_min", "but it must be at most delta_max")
     return defaults
+
+
+def _refine_steps(section: ConfigFields) -> int | None:
+    if not section.has("max_refine_steps"):
+        return None
+    steps = section.integer("max_refine_steps")
+    if not 1 <= steps <= MOST_REFINE_STEPS:
+        raise section.refuse("max_refine_steps", f"but it must be within 1..{MOST_REFINE_STEPS}")
+    return steps
 
 
 def _share(section: ConfigFields, name: str) -> float | None:

@@ -148,6 +148,7 @@ REFUSED = [
     ({"config": {"decoding": {"delta_min": 0.5, "delta_max": 0.1}}}, "must be at most delta_max"),
     ({"config": {"decoding": {"delta_max": 0.1}}}, "are said together"),
     ({"config": {"decoding": {"order": "backwards"}}}, "must be one of any, left_to_right"),
+    ({"config": {"decoding": {"max_refine_steps": 0}}}, r"must be within 1\.\.1024"),
     ({"config": {"decoding": {"speed": 2}}}, "no request has a field of that name"),
     ({"drop": ("latent.time.weight",)}, "latent.time.weight is missing"),
     ({"tensors": {"latent.input.weight": torch.zeros(2, 2)}}, "has shape"),
@@ -178,6 +179,7 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path):
 
 def test_an_adapter_says_how_its_latents_move_where_a_request_does_not(tmp_path):
     said = {"delta_min": 0, "delta_max": 0, "uncertainty": "confidence", "order": "left_to_right"}
+    said["max_refine_steps"] = 1
     rule = load(write_adapter(tmp_path / "one", config={"decoding": said})).family.rule
     assert rule.latent.defaults == LatentDefaults(**said)
     assert load(write_adapter(tmp_path / "two")).family.rule.latent.defaults == LatentDefaults()
