@@ -30,6 +30,8 @@ _LONGEST_ENDING = 4
 _SHORTEST_ENDING = 2
 # Where it takes the place of what a canvas drafted: shorter ones tell less.
 _SHORTEST_BESIDE_CANVAS = 3
+# Tokens that are taken in at once at most, which take some 10 ms: of a longer prompt, the last ones.
+_MOST_TAKEN_IN = 8192
 # A single token tells the place in a predicted text only so close to where it is expected.
 _NEAR = 16
 # Guesses of a round: the first, the fewest after failures, and the most.
@@ -87,9 +89,10 @@ class Endings:
 
     def _learn(self, text: TokenArray) -> None:
         """Take in the runs that end before the last token."""
-        first = max(self._num_known - _LONGEST_ENDING, 0)
+        start = max(self._num_known, text.size - _MOST_TAKEN_IN, 1)
+        first = max(start - _LONGEST_ENDING, 0)
         recent = text[first:].tolist()
-        for place in range(max(self._num_known, 1), text.size):
+        for place in range(start, text.size):
             for length in self._lengths:
                 if length <= place:
                     run = tuple(recent[place - first - length : place - first])

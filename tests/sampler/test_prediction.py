@@ -350,3 +350,9 @@ def test_guesses_that_come_true_too_seldom_for_the_price_are_not_made():
     assert offers() == 0
     # The text may have changed.
     assert any(offers() for _ in range(500))
+
+
+def test_of_a_long_prompt_the_last_tokens_are_looked_through():
+    prompt = [*range(30_000), 29_000, 29_001]
+    assert Endings().find(text(*prompt), count=3).tolist() == [29_002, 29_003, 29_004]
+    assert Endings().find(text(*prompt[:-2], 10, 11), count=3).size == 0
