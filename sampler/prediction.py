@@ -30,7 +30,7 @@ _LONGEST_ENDING = 4
 _SHORTEST_ENDING = 2
 # Where it takes the place of what a canvas drafted: shorter ones tell less.
 _SHORTEST_BESIDE_CANVAS = 3
-# Tokens that are taken in at once at most, which take some 10 ms: of a longer prompt, the last ones.
+# Tokens taken in at once at most, which takes some 10 ms: of a longer prompt, the last ones.
 _MOST_TAKEN_IN = 8192
 # A single token tells the place in a predicted text only so close to where it is expected.
 _NEAR = 16
