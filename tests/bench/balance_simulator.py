@@ -8,14 +8,17 @@ closed loop keeps `concurrency` sequences running; prompts share the row budget.
 Shapes: N sequences at a time, X positions of a text.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from sampler.balance import WIDTHS, Balance, Load, canvas_costs
 from sampler.step_time import StepShape, StepTimeModel
 
+TRACES = Path(__file__).parent / "traces" / "default_model.json"
 POOL_TEXTS = 512
 LONGEST_ANSWER = 256
 PADDING = WIDTHS[-1]
@@ -62,9 +65,12 @@ def workload(name: str, *, seed: int = 0) -> Texts:
 
     easy, hard: one kind of text throughout; mixed: whole texts of either kind, and texts that
     change between them; blind: the same with uncertainties that say nothing; tail: canvases of
-    32 positions, a fifth of which do not converge
+    32 positions, a fifth of which do not converge; recorded: the default model's canvas along its
+    own answers (`record_traces`)
     """
     generator = np.random.default_rng([seed, 7])
+    if name == "recorded":
+        return recorded_texts(generator)
     match name:
         case "easy":
             hazard = stretches(generator, (0.85, 0.92, 0.96), (0.3, 0.4, 0.3), 64)
@@ -77,6 +83,28 @@ def workload(name: str, *, seed: int = 0) -> Texts:
         case _:
             raise ValueError(f"no workload is called {name!r}")
     return texts_from(generator, hazard, informative=name != "blind")
+
+
+def recorded_texts(generator) -> Texts:
+    """Texts of recorded traces in a random order, one after another."""
+    traces = json.loads(TRACES.read_text())
+    length = LONGEST_ANSWER + PADDING
+    reach = np.zeros((POOL_TEXTS, length), dtype=np.int64)
+    uncertainty = np.zeros((POOL_TEXTS, length))
+    for text in range(POOL_TEXTS):
+        filled = 0
+        while filled < length:
+            trace = traces[generator.integers(len(traces))]
+            count = min(len(trace["reach"]), length - filled)
+            reach[text, filled : filled + count] = trace["reach"][:count]
+            uncertainty[text, filled : filled + count] = trace["uncertainty"][:count]
+            filled += count
+    return Texts(
+        reach=reach,
+        uncertainty=uncertainty,
+        prompt_tokens=generator.integers(32, 257, POOL_TEXTS),
+        answer_tokens=generator.integers(LONGEST_ANSWER // 2, LONGEST_ANSWER + 1, POOL_TEXTS),
+    )
 
 
 def gpu_seconds(rows: float, scored_rows: float, cache_entries: float) -> float:

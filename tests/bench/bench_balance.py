@@ -1,8 +1,8 @@
 """The balance against every fixed choice, over loads, texts and machines, in the simulator.
 
-Sweeps concurrency over synthetic traces of acceptance (`balance_simulator`, the real controller)
-with the policies AR, fixed widths 4, 8, 16 and 32, and auto; checks the targets and writes
-`results/balance.json`, and PNG plots where matplotlib is installed.
+Sweeps concurrency over synthetic and recorded traces of acceptance (`balance_simulator`, the real
+controller) with the policies AR, fixed widths 4, 8, 16 and 32, and auto; checks the targets and
+writes `results/balance.json`, and PNG plots where matplotlib is installed.
 
 Run: nice python -m tests.bench.bench_balance [--quick]
 """
@@ -18,7 +18,7 @@ from tests.bench.balance_simulator import MACHINES, Auto, Simulator, simulate, w
 from tests.bench.harness import RESULTS, percentiles, print_table, write_json
 
 FIXED = ("ar", "width_4", "width_8", "width_16", "width_32")
-WORKLOADS = ("easy", "mixed", "blind", "hard", "tail")
+WORKLOADS = ("easy", "mixed", "blind", "hard", "tail", "recorded")
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # What a client is promised between two tokens, for the goodput.
 OBJECTIVE_S = {"memory_bound": 0.010, "compute_bound": 0.200}

@@ -17,6 +17,9 @@ POINTS = [
     ("hard", "memory_bound", 64),
     ("tail", "memory_bound", 1),
     ("tail", "memory_bound", 128),
+    ("recorded", "memory_bound", 1),
+    ("recorded", "memory_bound", 32),
+    ("recorded", "compute_bound", 4),
 ]
 
 
