@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from sampler import DecodingMode, DecodingParams, EngineConfig, Request, SamplingParams
 from sampler.engine_process import load_engine, warm_up
 from sampler.step_time import StepTimeReport
+from server.decisions import DecisionRecorder, Decisions
 from server.engine import Engine
 
 _PERCENTILES = (50, 95, 99)
@@ -30,7 +31,10 @@ class BenchLoad:
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
-    """What was measured; lists hold one entry per request, in seconds."""
+    """What was measured; lists of seconds hold one entry per request.
+
+    decisions: of the balance, sampled over time
+    """
 
     model: str
     load: BenchLoad
@@ -38,6 +42,7 @@ class BenchResult:
     first_token_s: list[float]
     per_token_s: list[float]
     num_steps: int
+    decisions: list[Decisions]
 
     @property
     def tokens_per_s(self) -> float:
@@ -92,8 +97,13 @@ async def _run(engine: Engine, load: BenchLoad) -> BenchResult:
     places = asyncio.Semaphore(load.concurrency)
     requests = _requests(engine, load)
     steps_before = engine.metrics.steps
+    recorder = DecisionRecorder()
+    watching = asyncio.create_task(recorder.watch(engine))
     started_s = time.monotonic()
-    times = await asyncio.gather(*(_answer(engine, request, places) for request in requests))
+    try:
+        times = await asyncio.gather(*(_answer(engine, request, places) for request in requests))
+    finally:
+        watching.cancel()
     return BenchResult(
         model=engine.info.name,
         load=load,
@@ -101,6 +111,7 @@ async def _run(engine: Engine, load: BenchLoad) -> BenchResult:
         first_token_s=[first for first, _ in times],
         per_token_s=[each for _, each in times],
         num_steps=engine.metrics.steps - steps_before,
+        decisions=recorder.samples,
     )
 
 

@@ -13,6 +13,7 @@ from sampler.scorer import Scorer
 from server.app import create_app
 from server.bench import BenchLoad, bench, measure_step_time, step_time_table
 from server.complete import CompleteOptions, complete
+from server.decisions import draw_decisions
 from server.flags import add_settings, given
 from server.logging_setup import log_form, set_up_logging
 from server.model_source import engine_config, find_model, model_name, read_text_side
@@ -170,6 +171,12 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     parser.add_argument(
+        "--decisions",
+        type=Path,
+        metavar="FILE",
+        help="draw what the balance chose over time, as an SVG picture",
+    )
+    parser.add_argument(
         "--step-time",
         action="store_true",
         help="print what a step costs here by its rows, as the balance believes, and do no more",
@@ -318,6 +325,8 @@ def _bench(settings: Settings, arguments: argparse.Namespace) -> int:
     print(result.table())
     if arguments.json is not None:
         arguments.json.write_text(result.json())
+    if arguments.decisions is not None:
+        arguments.decisions.write_text(draw_decisions(result.decisions))
     return EXIT_OK
 
 
