@@ -80,8 +80,10 @@ class Endings:
         follow, or else by its first. Empty when none did.
         """
         length = self.longest(text)
-        if length == 0:
-            return _NOTHING
+        return self.behind(text, length, count=count) if length else _NOTHING
+
+    def behind(self, text: TokenArray, length: int, *, count: int) -> TokenArray:
+        """The same for the ending of this length, which occurred before (`longest`)."""
         places = self._places[tuple(text[-length:].tolist())]
         whole = (place for place in reversed(places) if place + count <= text.size)
         start = next(whole, places[0])
@@ -180,7 +182,7 @@ class Proposer:
         if self._endings is not None and not self._is_predicted and most > 0:
             self._kind = self._endings.longest(text)
             count = min(most, self._num_worth(self._kind, price)) if self._kind else 0
-            guesses = self._endings.find(text, count=count) if count else _NOTHING
+            guesses = self._endings.behind(text, self._kind, count=count) if count else _NOTHING
         self._num_offered = guesses.size
         return guesses
 

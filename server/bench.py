@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from sampler import DecodingMode, DecodingParams, EngineConfig, Request, SamplingParams
 from sampler.engine_process import load_engine, warm_up
 from sampler.step_time import StepTimeReport
-from server.decisions import DecisionRecorder, Decisions
+from server.decisions import Decisions, watch_decisions
 from server.engine import Engine
 
 _PERCENTILES = (50, 95, 99)
@@ -97,8 +97,8 @@ async def _run(engine: Engine, load: BenchLoad) -> BenchResult:
     places = asyncio.Semaphore(load.concurrency)
     requests = _requests(engine, load)
     steps_before = engine.metrics.steps
-    recorder = DecisionRecorder()
-    watching = asyncio.create_task(recorder.watch(engine))
+    decisions: list[Decisions] = []
+    watching = asyncio.create_task(watch_decisions(engine, decisions))
     started_s = time.monotonic()
     try:
         times = await asyncio.gather(*(_answer(engine, request, places) for request in requests))
@@ -111,7 +111,7 @@ async def _run(engine: Engine, load: BenchLoad) -> BenchResult:
         first_token_s=[first for first, _ in times],
         per_token_s=[each for _, each in times],
         num_steps=engine.metrics.steps - steps_before,
-        decisions=recorder.samples,
+        decisions=decisions,
     )
 
 

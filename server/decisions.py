@@ -3,7 +3,7 @@
 import asyncio
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from server.engine import Engine
 
@@ -35,28 +35,22 @@ class Decisions:
     choices: dict[int, int]
 
 
-@dataclass(slots=True)
-class DecisionRecorder:
-    """Samples an engine's metrics until it is cancelled."""
-
-    samples: list[Decisions] = field(default_factory=list)
-
-    async def watch(self, engine: Engine) -> None:
-        """Take a sample now and then."""
-        loop = asyncio.get_running_loop()
-        started_s = loop.time()
-        while True:
-            metrics = engine.metrics
-            self.samples.append(
-                Decisions(
-                    time_s=loop.time() - started_s,
-                    num_running=metrics.num_running,
-                    num_waiting=metrics.num_waiting,
-                    price=metrics.row_price_tokens,
-                    choices=dict(metrics.widths_chosen),
-                )
+async def watch_decisions(engine: Engine, samples: list[Decisions]) -> None:
+    """Sample the engine's metrics until cancelled."""
+    loop = asyncio.get_running_loop()
+    started_s = loop.time()
+    while True:
+        metrics = engine.metrics
+        samples.append(
+            Decisions(
+                time_s=loop.time() - started_s,
+                num_running=metrics.num_running,
+                num_waiting=metrics.num_waiting,
+                price=metrics.row_price_tokens,
+                choices=dict(metrics.widths_chosen),
             )
-            await asyncio.sleep(_SAMPLE_S)
+        )
+        await asyncio.sleep(_SAMPLE_S)
 
 
 def draw_decisions(samples: Sequence[Decisions]) -> str:

@@ -4,12 +4,30 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+
+from kernels import KVCache, allocate_kv_cache
 from sampler.engine import Engine
 from sampler.request import DecodingMode, DecodingParams, Request, RequestStats, SamplingParams
+from weights.network import Network
 from weights.training.prompts import Prompt
 
 BATCH = 32
 AR = DecodingParams(mode=DecodingMode.AR)
+
+
+def one_page_cache(network: Network, num_entries: int) -> KVCache:
+    """A cache of one page, for a single text."""
+    return allocate_kv_cache(
+        num_layers=network.num_layers,
+        num_pages=1,
+        page_size=num_entries,
+        num_kv_heads=network.num_kv_heads,
+        head_dim=network.head_dim,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        is_zeroed=network.is_row_exact,
+    )
 
 
 @dataclass(frozen=True)

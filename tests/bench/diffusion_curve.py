@@ -6,11 +6,17 @@ import re
 
 import torch
 
-from kernels import PagedBatch, allocate_kv_cache
+from kernels import PagedBatch
 from sampler.engine import Engine
 from sampler.latent_knobs import DELTA_MAX, DELTA_MIN
 from sampler.request import DecodingMode, DecodingParams, EvoParams
-from tests.bench.canvas_answers import AR, Answer, answer_all, tokens_per_forward
+from tests.bench.canvas_answers import (
+    AR,
+    Answer,
+    answer_all,
+    one_page_cache,
+    tokens_per_forward,
+)
 from weights.network import NetworkInput
 from weights.training.prompts import Prompt
 
@@ -108,15 +114,7 @@ def perplexity(model, prompts: list[Prompt], answers: list[Answer]) -> float:
             max_span=len(ids),
             max_limit=len(ids),
         )
-        cache = allocate_kv_cache(
-            num_layers=network.num_layers,
-            num_pages=1,
-            page_size=PERPLEXITY_TOKENS,
-            num_kv_heads=network.num_kv_heads,
-            head_dim=network.head_dim,
-            dtype=torch.float32,
-            device=torch.device("cpu"),
-        )
+        cache = one_page_cache(network, PERPLEXITY_TOKENS)
         hidden = network.forward(NetworkInput(ids, rows, rows[first - 1 : -1], batch), cache)
         log_p = torch.nn.functional.linear(hidden, network.head_weight).log_softmax(-1)
         total -= float(log_p.gather(1, ids[first:, None]).sum())

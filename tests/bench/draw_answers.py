@@ -107,13 +107,19 @@ def draw_legend(top):
     return elements
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def read_arguments(description: str) -> tuple[Path, Path | None, Path]:
+    """Where the picture goes, and the model and the adapter that are asked."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--adapter", type=Path, default=DEFAULT_CANVAS_ADAPTER)
     arguments = parser.parse_args()
-    engine, described, prompt = load(arguments.model, arguments.adapter, PROMPT)
+    return arguments.out, arguments.model, arguments.adapter
+
+
+def main() -> None:
+    out, model, adapter = read_arguments(__doc__)
+    engine, described, prompt = load(model, adapter, PROMPT)
     elements, y = draw_legend(20), 64
     for mode in MODES:
         tokens, trace, stats = answer(engine, prompt, mode)
@@ -133,12 +139,12 @@ def main() -> None:
         elements += drawn
         y += 8
     height = math.ceil(y)
-    arguments.out.write_text(
+    out.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         f'font-family="ui-monospace, monospace" font-size="12">'
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>{"".join(elements)}</svg>\n'
     )
-    print(arguments.out)
+    print(out)
 
 
 if __name__ == "__main__":

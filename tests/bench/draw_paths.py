@@ -6,14 +6,11 @@ A column is a position of the answer, a row a step. An open position is the dark
 where a token is taken the cell has its kind: blue from the base's own row, orange from the canvas.
 """
 
-import argparse
 import html
 from dataclasses import replace
-from pathlib import Path
 
 from sampler.request import DecodingMode, DecodingParams, EvoParams, Request, SamplingParams
-from tests.bench.draw_answers import COLOURS, PROMPT, load
-from weights.fetch import DEFAULT_CANVAS_ADAPTER
+from tests.bench.draw_answers import COLOURS, PROMPT, load, read_arguments
 
 NUM_TOKENS, CANVAS = 24, 8
 CELL, ROW, LEFT, TOP = 34, 14, 52, 84
@@ -78,22 +75,18 @@ def cell(position, y, colour, opacity):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--adapter", type=Path, default=DEFAULT_CANVAS_ADAPTER)
-    arguments = parser.parse_args()
-    engine, described, prompt = load(arguments.model, arguments.adapter, PROMPT)
+    out, model, adapter = read_arguments(__doc__)
+    engine, described, prompt = load(model, adapter, PROMPT)
     tokens, trace, steps = follow(engine, prompt)
     texts = [described.tokenizer.decode([token], skip_special_tokens=True) for token in tokens]
     elements, height = draw(texts, [entry.kind.value for entry in trace], steps)
     width = LEFT + CELL * NUM_TOKENS + 60
-    arguments.out.write_text(
+    out.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'font-family="ui-monospace, monospace" font-size="11">'
         f'<rect width="{width}" height="{height}" fill="white"/>{"".join(elements)}</svg>\n'
     )
-    print(arguments.out)
+    print(out)
 
 
 if __name__ == "__main__":

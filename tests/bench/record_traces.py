@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kernels import PagedBatch, ScoreSpec, allocate_kv_cache, score_rows
+from kernels import PagedBatch, ScoreSpec, score_rows
 from sampler.engine_config import EngineConfig
 from sampler.engine_process import load_engine
 from tests.bench.balance_simulator import TRACES
 from tests.bench.bench_canvas_adapter import CONTEXT, held_out_prompts
-from tests.bench.canvas_answers import AR, answer_all
+from tests.bench.canvas_answers import AR, answer_all, one_page_cache
 from weights import load_model
 from weights.fetch import DEFAULT_CANVAS_ADAPTER, default_model_path
 from weights.latent import LatentRows
@@ -49,16 +49,7 @@ def scores_of(network, num_levels: int, tokens: list[int], frontiers: list[int])
     """Scores of the text's rows, and drafts [frontiers, DRAFTS] behind each."""
     length, extra = len(tokens), len(frontiers) * DRAFTS
     rows = length + extra
-    cache = allocate_kv_cache(
-        num_layers=network.num_layers,
-        num_pages=1,
-        page_size=rows,
-        num_kv_heads=network.num_kv_heads,
-        head_dim=network.head_dim,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        is_zeroed=True,
-    )
+    cache = one_page_cache(network, rows)
     offsets = torch.arange(DRAFTS).repeat(len(frontiers))
     fronts = torch.tensor(frontiers).repeat_interleave(DRAFTS)
     starts = length + torch.arange(len(frontiers)).repeat_interleave(DRAFTS) * DRAFTS
