@@ -215,7 +215,7 @@ def main() -> None:
         if not arguments.quick:
             counts = {"prompts": len(some), "sums": len(tests), "width": CURVE_WIDTH}
             print(write_json("canvas_diffusion", {**counts, "diffusion": found}))
-    if not arguments.quick and arguments.only is None:
+    if not arguments.quick and arguments.only in (None, "drafts"):
         print(write_json("canvas_adapter", {"prompts": len(prompts), **parts}))
 
 
