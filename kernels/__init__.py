@@ -16,10 +16,13 @@ from kernels.accept_rows import (
     verify_ratio,
 )
 from kernels.attention_plan import AttentionPlan, plan_attention
+from kernels.cpu import HeadLayout
 from kernels.cuda_graph import CapturedSteps, Recorder, bucket_for, padding_batch, record_graph
 from kernels.dispatch import runs_triton
 from kernels.grouped_experts import grouped_experts
+from kernels.int8_products import LinearFormat, chosen_products, default_format
 from kernels.kv_cache import KVCache, allocate_kv_cache, page_bytes
+from kernels.layer_parts import FeedMatrices, Matrix, attend_rows, feed_rows
 from kernels.linear import Int8Weight, linear, quantize_int8
 from kernels.noise import (
     PURPOSE_CHOICE,
@@ -51,8 +54,12 @@ __all__ = [
     "AllowedTokens",
     "AttentionPlan",
     "CapturedSteps",
+    "FeedMatrices",
+    "HeadLayout",
     "Int8Weight",
     "KVCache",
+    "LinearFormat",
+    "Matrix",
     "PagedBatch",
     "Recorder",
     "RotaryRows",
@@ -69,8 +76,12 @@ __all__ = [
     "accept_threshold",
     "add_rms_norm",
     "allocate_kv_cache",
+    "attend_rows",
     "bucket_for",
+    "chosen_products",
+    "default_format",
     "edit_tokens",
+    "feed_rows",
     "finish_scores",
     "grouped_experts",
     "gumbel_noise",

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.cpu import NativeBatch, native_kernels
 from kernels.dispatch import runs_triton
 from kernels.paged_batch import PagedBatch
 
@@ -75,16 +76,18 @@ class SpanGroup:
 class AttentionPlan:
     """The step's groups in the order in which their outputs are joined.
 
-    groups:     empty on a GPU
+    groups:     empty on a GPU, and where our own CPU kernel runs, which needs none
     row_order:  [T] int64, which joined row is row t; None when they are in order
     blind_rows: [B] int64, rows that see nothing; None when there are none
     num_splits: on a GPU, programs that share the keys of one span
+    native:     the batch as our own CPU kernel reads it, where that runs
     """
 
     groups: tuple[SpanGroup, ...]
     row_order: Tensor | None
     blind_rows: Tensor | None
     num_splits: int = 1
+    native: NativeBatch | None = None
 
 
 def plan_attention(
@@ -95,13 +98,16 @@ def plan_attention(
     num_kv_heads: int,
     dtype: torch.dtype = torch.float32,
     exact_slots: int | None = None,
+    may_be_native: bool = True,
 ) -> AttentionPlan:
     """Plan the attention of a step; dtype is that of the queries.
 
-    exact_slots: on a CPU, make rows the same bit for bit whatever runs beside them and however
-                 many rows their span has, if they are 64 at most or see 512 entries at most, and
-                 have no window beyond their own entry. It is the number of slots of the cache, all
-                 of which must then hold numbers: masked ones are read
+    may_be_native: whether our own CPU kernel may run, where there is one; its rows are the same
+                   bit for bit whatever runs beside them, and it reads nothing that is masked
+    exact_slots: otherwise on a CPU, make rows the same bit for bit whatever runs beside them and
+                 however many rows their span has, if they are 64 at most or see 512 entries at
+                 most, and have no window beyond their own entry. It is the number of slots of the
+                 cache, all of which must then hold numbers: masked ones are read
 
     Raises ValueError when the query heads are no multiple of the key-value heads.
     """
@@ -109,6 +115,8 @@ def plan_attention(
         raise ValueError(f"{num_heads} query heads cannot share {num_kv_heads} key-value heads")
     if runs_triton(batch.limits):
         return AttentionPlan((), None, None, _num_splits(batch, num_heads, num_kv_heads))
+    if may_be_native and dtype == torch.float32 and native_kernels() is not None:
+        return AttentionPlan((), None, None, native=NativeBatch(batch, page_size))
     host = _HostBatch.read(batch, page_size)
     return _plan_cpu(host, num_kv_heads, dtype, exact_slots)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kernels.cpu import runs_native
 from kernels.dispatch import runs_triton
 from kernels.norms_kernel import launch_rms_norm
 
@@ -18,6 +19,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     if runs_triton(x):
         return launch_rms_norm(x, None, weight, eps)[0]
+    if (native := runs_native(x, weight)) is not None and x.ndim == 2:
+        return native.rms_norm(x, weight, eps)
     return functional.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
@@ -32,6 +35,8 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """The norm of x + residual [T, d], and the sum itself (the next residual)."""
     if runs_triton(x):
         return launch_rms_norm(x, residual, weight, eps)
+    if (native := runs_native(x, residual, weight)) is not None and x.ndim == 2:
+        return native.add_rms_norm(x, residual, weight, eps)
     total = x + residual
     return rms_norm(total, weight, eps), total
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.attention_plan import AttentionPlan, SpanGroup
+from kernels.attention_plan import AttentionPlan, SpanGroup, plan_attention
+from kernels.cpu import runs_native
+from kernels.cpu.library import MAX_HEAD_DIM
 from kernels.dispatch import runs_triton
 from kernels.paged_attention_kernel import launch_paged_attention
 from kernels.paged_batch import PagedBatch
@@ -41,6 +43,19 @@ def paged_attention(
     if runs_triton(q):
         return launch_paged_attention(
             q, keys, values, batch, num_splits=plan.num_splits, scale=scale
+        )
+    if plan.native is not None:
+        q = q.contiguous()
+        native = runs_native(q, keys, values) if q.shape[2] <= MAX_HEAD_DIM else None
+        if native is not None:
+            return native.paged_attention(q, keys, values, plan.native, scale)
+        plan = plan_attention(
+            batch,
+            page_size=keys.shape[1],
+            num_heads=q.shape[1],
+            num_kv_heads=keys.shape[2],
+            dtype=q.dtype,
+            may_be_native=False,
         )
     return _paged_attention_cpu(q, keys, values, plan, scale)
 

@@ -6,6 +6,7 @@ Shapes: r rows of a tile, V vocabulary entries.
 import torch
 from torch import Tensor
 
+from kernels.cpu import NativeKernels, runs_native
 from kernels.noise import log_exponential_from_keys, noise_keys
 from kernels.score_partials import NEVER
 from kernels.score_spec import AllowedTokens, RowScores, ScoreSpec, SparseAdjust
@@ -18,6 +19,9 @@ _CANDIDATES = 512
 def score_logits(logits: Tensor, rows: slice, spec: ScoreSpec) -> RowScores:
     """Scores of a tile; the logits [r, V] are used up."""
     _adjust_(logits, rows, spec)
+    native = runs_native(logits) if spec.embedding is None else None
+    if native is not None:
+        return _score_natively(native, logits, rows, spec)
     peak, argmax = logits.max(dim=1, keepdim=True)
     token = _draw(logits, rows, spec, argmax)
     given = None if spec.given is None else spec.given[rows, None]
@@ -47,6 +51,34 @@ def score_logits(logits: Tensor, rows: slice, spec: ScoreSpec) -> RowScores:
         top_ids=None if top is None else top.indices,
         top_logprobs=None if top is None else _logprobs(top.values, log_sum_exp),
         expected_embedding=expected,
+    )
+
+
+def _score_natively(
+    native: NativeKernels, logits: Tensor, rows: slice, spec: ScoreSpec
+) -> RowScores:
+    """The same in one pass of our own kernel, which leaves the logits as they are."""
+    numbers, argmax = native.summarize_logits(logits)
+    peak, total, weighted, second = numbers.unbind(1)
+    token = _draw(logits, rows, spec, argmax[:, None])
+    log_total = total.log()
+    log_sum_exp = log_total + peak
+    given = top = None
+    if spec.given is not None:
+        given = _logprobs(logits.gather(1, spec.given[rows, None]), log_sum_exp)[:, 0]
+    if spec.num_top:
+        top = logits.topk(spec.num_top, dim=1)
+    return RowScores(
+        token=token[:, 0],
+        probability=(logits.gather(1, token)[:, 0] - log_sum_exp).exp_(),
+        argmax=argmax,
+        p1=total.reciprocal(),
+        p2=(second - peak).exp_().div_(total),
+        log_sum_exp=log_sum_exp,
+        entropy=log_total - weighted / total,
+        given_logprob=given,
+        top_ids=None if top is None else top.indices,
+        top_logprobs=None if top is None else _logprobs(top.values, log_sum_exp),
     )
 
 

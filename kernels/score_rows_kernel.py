@@ -192,9 +192,8 @@ def _suppressed_ids(ids: tuple[int, ...], device: torch.device) -> Tensor:
 def _head_parts(head: Tensor | Int8Weight, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
     if isinstance(head, Tensor):
         return head.contiguous(), None
-    if head.values.is_mkldnn:  # packed for a CPU, where only the interpreter comes here
-        return head.values.to_dense().t().contiguous(), head.scales.to(hidden.device)
-    return head.values, head.scales
+    # On a GPU the values as they are; packed for a CPU, where only the interpreter comes here.
+    return head.integers().contiguous(), head.scales.to(hidden.device)
 
 
 def _bitmask(spec: ScoreSpec, rows: int, vocab: int, device: torch.device) -> AllowedTokens:

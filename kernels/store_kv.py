@@ -6,6 +6,8 @@ Shapes: T rows, Hq query heads, Hkv key-value heads, D head size.
 import torch
 from torch import Tensor
 
+from kernels.cpu import HeadLayout, NativeKernels, runs_native
+from kernels.cpu.library import MAX_HEAD_DIM
 from kernels.dispatch import runs_triton
 from kernels.rotary import RotaryRows, rotate, rotate_reference
 from kernels.store_kv_kernel import launch_store_kv
@@ -46,6 +48,10 @@ def store_kv(
             k_norm=k_norm,
             norm_eps=norm_eps,
         )
+    norms = None if q_norm is None or k_norm is None else (q_norm, k_norm)
+    if (native := _native(qkv, keys, values, norms)) is not None:
+        heads = HeadLayout(num_heads, keys.shape[2], keys.shape[3], 1.0, q_norm, k_norm, norm_eps)
+        return native.store_kv(qkv, keys, values, slots, rotary, heads)
     q, k = qkv[:, :num_heads], qkv[:, num_heads : num_heads + keys.shape[2]]
     if q_norm is not None and k_norm is not None:
         q, k = _head_norm(q, q_norm, norm_eps), _head_norm(k, k_norm, norm_eps)
@@ -59,6 +65,14 @@ def store_kv(
     keys.flatten(0, 1).index_copy_(0, slots, k.to(keys.dtype))
     values.flatten(0, 1).index_copy_(0, slots, qkv[:, -keys.shape[2] :].to(values.dtype))
     return q
+
+
+def _native(
+    qkv: Tensor, keys: Tensor, values: Tensor, norms: tuple[Tensor, Tensor] | None
+) -> NativeKernels | None:
+    if qkv.shape[2] > MAX_HEAD_DIM:
+        return None
+    return runs_native(qkv, keys, values, *(norms or ()))
 
 
 def _check(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kernels.cpu import runs_native
 from kernels.dispatch import runs_triton
 from kernels.swiglu_kernel import launch_swiglu
 
@@ -21,6 +22,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
         raise ValueError(f"gate_up must have an even last dimension, got {gate_up.shape[-1]}")
     if runs_triton(gate_up):
         return launch_swiglu(gate_up)
+    if (native := runs_native(gate_up)) is not None and gate_up.ndim == 2:
+        return native.swiglu(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return functional.silu(gate).mul_(up)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels import AttentionPlan, PagedBatch, RotaryRows, paged_attention, store_kv
+from kernels import AttentionPlan, HeadLayout, PagedBatch, RotaryRows, attend_rows
 from weights.linear import Linear, Placement
 from weights.network_config import NetworkConfig
 from weights.tensor_reader import Parts
@@ -28,38 +28,17 @@ class AttentionStep:
 class Attention:
     """Attention of one layer without its output matrix.
 
-    qkv:    d -> (Hq + 2 Hkv) * D: all query heads, then all keys, then all values
-    q_norm, k_norm: [D] or None
+    qkv:   d -> (Hq + 2 Hkv) * D: all query heads, then all keys, then all values
+    heads: how many of what size, with their norms and scale
     """
 
     qkv: Linear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    norm_eps: float
-    scale: float
+    heads: HeadLayout
 
     def __call__(self, x: Tensor, keys: Tensor, values: Tensor, step: AttentionStep) -> Tensor:
         """Attend with normed rows x [T, d]; writes keys and values; returns [T, Hq * D]."""
-        heads = self.num_heads + 2 * self.num_kv_heads
-        qkv = self.qkv(x).view(-1, heads, self.head_dim)  # [T, Hq + 2 Hkv, D]
-        queries = store_kv(
-            qkv,
-            keys,
-            values,
-            slots=step.batch.slots,
-            num_heads=self.num_heads,
-            rotary=step.rotary,
-            q_norm=self.q_norm,
-            k_norm=self.k_norm,
-            norm_eps=self.norm_eps,
-        )
-        attended = paged_attention(
-            queries, keys, values, step.batch, step.plan, scale=self.scale
-        )  # [T, Hq, D]
-        return attended.view(-1, self.num_heads * self.head_dim)
+        cache = (keys, values)
+        return attend_rows(x, self.qkv, cache, step.batch, step.plan, step.rotary, self.heads)
 
 
 def build_attention(
@@ -76,13 +55,15 @@ def build_attention(
         k_norm = placement.tensor(parts.take("k_norm.weight", (config.head_dim,), layer))
     return Attention(
         qkv=placement.linear(weight, bias),
-        q_norm=q_norm,
-        k_norm=k_norm,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        norm_eps=config.norm_eps,
-        scale=1.0 / math.sqrt(config.head_dim),
+        heads=HeadLayout(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            scale=1.0 / math.sqrt(config.head_dim),
+            q_norm=q_norm,
+            k_norm=k_norm,
+            norm_eps=config.norm_eps,
+        ),
     )
 
 

@@ -5,19 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels import Int8Weight, linear
+from kernels import Matrix, linear
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
-    """A matrix product: x [T, in] -> [T, out].
-
-    weight: [out, in] float, or packed int8
-    bias:   [out] or None
-    """
-
-    weight: Tensor | Int8Weight
-    bias: Tensor | None = None
+class Linear(Matrix):
+    """A matrix product: x [T, in] -> [T, out]."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply it to rows."""

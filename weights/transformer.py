@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from kernels import (
+    FeedMatrices,
     Int8Weight,
     KVCache,
     RotaryTable,
     add_rms_norm,
+    feed_rows,
     plan_attention,
     rms_norm,
     rotary_rows,
@@ -63,7 +65,43 @@ class Layer:
     adapter: LowRank | None
     latent: LatentLayer | None = None
 
-    def feed(self, x: Tensor, latent_rows: Rows | None) -> Tensor:
+    def follow(
+        self,
+        attended: Tensor,
+        residual: Tensor,
+        eps: float,
+        *,
+        draft_rows: Tensor | None,
+        latent_rows: Rows | None,
+    ) -> tuple[Tensor, Tensor]:
+        """All behind attention: what the next layer reads, and the residual [T, d].
+
+        draft_rows, latent_rows: to which rows the low-rank weights apply, or None
+        """
+        feed_forward = self.feed_forward
+        has_low_rank = (draft_rows is not None and self.adapter is not None) or (
+            latent_rows is not None and self.latent is not None
+        )
+        if not has_low_rank and isinstance(feed_forward, GatedFeedForward):
+            matrices = FeedMatrices(
+                self.output,
+                feed_forward.gate_up,
+                feed_forward.down,
+                self.feed_forward_norm,
+                self.following_norm,
+                eps,
+            )
+            return feed_rows(attended, residual, matrices)
+        x = self.output(attended)
+        if draft_rows is not None and self.adapter is not None:
+            x = x + self.adapter(attended, draft_rows)
+        if latent_rows is not None and self.latent is not None and self.latent.output:
+            self.latent.output.add(x, attended, latent_rows)
+        x, residual = add_rms_norm(x, residual, self.feed_forward_norm, eps)
+        x = self._feed(x, latent_rows)
+        return add_rms_norm(x, residual, self.following_norm, eps)
+
+    def _feed(self, x: Tensor, latent_rows: Rows | None) -> Tensor:
         """The feed-forward of rows [T, d], of which some hold latents."""
         feed_forward = self.feed_forward
         added = None if self.latent is None else self.latent.down
@@ -148,15 +186,9 @@ class Transformer:
                 draft_rows = None if draft_rows is None else draft_rows[step.score_rows]
                 if step.latents is not None:
                     latent_rows = step.latents.scored_run or step.latents.scored
-            attended = x
-            x = layer.output(attended)
-            if draft_rows is not None and layer.adapter is not None:
-                x = x + layer.adapter(attended, draft_rows)
-            if latent_rows is not None and layer.latent is not None and layer.latent.output:
-                layer.latent.output.add(x, attended, latent_rows)
-            x, residual = add_rms_norm(x, residual, layer.feed_forward_norm, eps)
-            x = layer.feed(x, latent_rows)
-            x, residual = add_rms_norm(x, residual, layer.following_norm, eps)
+            x, residual = layer.follow(
+                x, residual, eps, draft_rows=draft_rows, latent_rows=latent_rows
+            )
         return x
 
     def _embed(self, step: NetworkInput) -> tuple[Tensor, Rows | None]:

@@ -1,0 +1,374 @@
+"""`NativeKernels`: the compiled CPU kernels, called with tensors.
+
+Shapes are those of the operations that call: T rows, Hq and Hkv heads, D head size.
+"""
+
+import ctypes
+import logging
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from kernels.cpu.build import CompilerError, built_library, target_name
+from kernels.dispatch import native_is_wanted
+from kernels.paged_batch import PagedBatch
+from kernels.rotary import RotaryRows
+
+log = logging.getLogger(__name__)
+
+# Sizes of the source: outputs of a group of packed weights, inputs side by side in it, what is
+# added to a weight, and the largest head.
+GROUP, DEPTH, RAISED = 32, 4, 128
+MAX_HEAD_DIM = 512
+
+_POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+# Results first where there is one, then inputs, as in the source; structures go by pointer.
+_SIGNATURES: dict[str, tuple[type, ...]] = {
+    "pack_int8": (_POINTER, _SIZE, _SIZE, _POINTER),
+    "int8_linear": (*(_POINTER,) * 4, _SIZE),
+    "rms_norm": (*(_POINTER,) * 5, *(_SIZE,) * 2, _FLOAT),
+    "swiglu": (*(_POINTER,) * 2, *(_SIZE,) * 2),
+    "store_kv": (*(_POINTER,) * 7, _FLOAT, _POINTER, _SIZE, _POINTER),
+    "paged_attention": (*(_POINTER,) * 6, _FLOAT),
+    "attend_rows": (*(_POINTER,) * 9, _FLOAT, *(_POINTER,) * 2, _FLOAT, _POINTER, _SIZE),
+    "feed_rows": (*(_POINTER,) * 11, _SIZE, _FLOAT),
+    "summarize_logits": (_POINTER, _SIZE, _SIZE, _POINTER, _POINTER),
+}
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        ("packed", _POINTER),
+        ("scales", _POINTER),
+        ("inputs", _SIZE),
+        ("outputs", _SIZE),
+        ("levels", _FLOAT),
+    )
+
+
+class _Rotation(ctypes.Structure):
+    _fields_ = (
+        ("cos", _POINTER),
+        ("sin", _POINTER),
+        ("query_scale", _POINTER),
+        ("turning", _SIZE),
+        ("interleaved", _SIZE),
+    )
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        ("starts", _POINTER),
+        ("table", _POINTER),
+        ("limits", _POINTER),
+        ("firsts", _POINTER),
+        ("window_starts", _POINTER),
+        ("window_stops", _POINTER),
+        ("spans", _SIZE),
+        ("pages", _SIZE),
+        ("page_size", _SIZE),
+    )
+
+
+class _Heads(ctypes.Structure):
+    _fields_ = (("heads", _SIZE), ("kv_heads", _SIZE), ("dim", _SIZE))
+
+
+@cache
+def _heads(heads: int, kv_heads: int, dim: int) -> "ctypes._CArgObject":
+    return ctypes.byref(_Heads(heads, kv_heads, dim))
+
+
+class NativeMatrix:
+    """Weights that the kernels have packed, and how their rows are rounded."""
+
+    def __init__(self, packed: Tensor, scales: Tensor, *, inputs: int, levels: int) -> None:
+        """Scales [out] float32: multiply the sums of integers, with the row's magnitude."""
+        self.outputs = scales.shape[0]
+        self._kept = (packed, scales)
+        fields = (packed.data_ptr(), scales.data_ptr(), inputs, self.outputs, levels)
+        self.pointer = ctypes.byref(_Matrix(*fields))
+
+
+class NativeBatch:
+    """A `PagedBatch` as the kernels read it, and the rotation of its rows."""
+
+    def __init__(self, batch: PagedBatch, page_size: int) -> None:
+        table = batch.page_table.contiguous()
+        self._kept = (batch, table)
+        self._rotary: RotaryRows | None = None
+        self._rotation = ctypes.byref(_Rotation())
+        self.slots = batch.slots.data_ptr()
+        self.pointer = ctypes.byref(
+            _Batch(
+                batch.span_starts.data_ptr(),
+                table.data_ptr(),
+                batch.limits.data_ptr(),
+                _address(batch.firsts),
+                _address(batch.window_starts),
+                _address(batch.window_stops),
+                batch.num_spans,
+                table.shape[1],
+                page_size,
+            )
+        )
+
+    def rotation(self, rotary: RotaryRows | None) -> "ctypes._CArgObject":
+        """The angles of the batch's rows, made once: all layers have the same."""
+        if rotary is not self._rotary:
+            self._rotary, self._rotation = rotary, _rotation(rotary)
+        return self._rotation
+
+
+def _rotation(rotary: RotaryRows | None) -> "ctypes._CArgObject":
+    if rotary is None:
+        return ctypes.byref(_Rotation())
+    return ctypes.byref(
+        _Rotation(
+            rotary.cos.data_ptr(),
+            rotary.sin.data_ptr(),
+            _address(rotary.query_scale),
+            rotary.rotary_dim,
+            rotary.interleaved,
+        )
+    )
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLayout:
+    """Heads of a layer, the norms of its queries and keys, and what scores are multiplied by."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    norm_eps: float = 1e-6
+
+
+class NativeKernels:
+    """One method per operation, for contiguous float32 tensors; nothing is checked here."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        functions = {}
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(library, f"estuary_{name}")
+            function.argtypes, function.restype = arguments, None
+            functions[name] = function
+        self._pack = functions["pack_int8"]
+        self._linear = functions["int8_linear"]
+        self._norm = functions["rms_norm"]
+        self._swiglu = functions["swiglu"]
+        self._store = functions["store_kv"]
+        self._attend = functions["paged_attention"]
+        self._attend_rows = functions["attend_rows"]
+        self._feed_rows = functions["feed_rows"]
+        self._summarize = functions["summarize_logits"]
+
+    def pack(self, values: Tensor) -> Tensor:
+        """Lay int8 weights [out, in] out for `linear`: [groups, in / 4, 32, 4] uint8."""
+        outputs, inputs = values.shape
+        packed = torch.empty(
+            (-(-outputs // GROUP), -(-inputs // DEPTH), GROUP, DEPTH), dtype=torch.uint8
+        )
+        self._pack(values.contiguous().data_ptr(), outputs, inputs, packed.data_ptr())
+        return packed
+
+    def linear(self, x: Tensor, matrix: NativeMatrix, bias: Tensor | None) -> Tensor:
+        """Product [T, out] of x [T, in], rounded row by row, and packed weights."""
+        rows = x.shape[0]
+        product = torch.empty((rows, matrix.outputs))
+        self._linear(x.data_ptr(), matrix.pointer, _address(bias), product.data_ptr(), rows)
+        return product
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Norm of every row of x [T, d]."""
+        normed = torch.empty(x.shape)
+        rows, size = normed.shape
+        self._norm(x.data_ptr(), None, weight.data_ptr(), None, normed.data_ptr(), rows, size, eps)
+        return normed
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Norm of x + residual [T, d], and the sum."""
+        normed, total = torch.empty(x.shape), torch.empty(x.shape)
+        rows, size = normed.shape
+        self._norm(
+            x.data_ptr(),
+            residual.data_ptr(),
+            weight.data_ptr(),
+            total.data_ptr(),
+            normed.data_ptr(),
+            rows,
+            size,
+            eps,
+        )
+        return normed, total
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up [T, I] of gate_up [T, 2 I]."""
+        rows, size = gate_up.shape[0], gate_up.shape[1] // 2
+        activated = torch.empty((rows, size))
+        self._swiglu(gate_up.data_ptr(), activated.data_ptr(), rows, size)
+        return activated
+
+    def store_kv(
+        self,
+        qkv: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        rotary: RotaryRows | None,
+        heads: HeadLayout,
+    ) -> Tensor:
+        """Write keys and values of qkv [T, Hq + 2 Hkv, D] into their slots; queries [T, Hq, D]."""
+        rows = qkv.shape[0]
+        queries = torch.empty((rows, heads.num_heads, heads.head_dim))
+        self._store(
+            qkv.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            slots.data_ptr(),
+            _rotation(rotary),
+            _address(heads.q_norm),
+            _address(heads.k_norm),
+            heads.norm_eps,
+            queries.data_ptr(),
+            rows,
+            _heads(heads.num_heads, heads.num_kv_heads, heads.head_dim),
+        )
+        return queries
+
+    def paged_attention(
+        self, q: Tensor, keys: Tensor, values: Tensor, batch: NativeBatch, scale: float
+    ) -> Tensor:
+        """What every row of q [T, Hq, D] reads from the entries it sees."""
+        output = torch.empty(q.shape)
+        self._attend(
+            q.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            output.data_ptr(),
+            batch.pointer,
+            _heads(q.shape[1], keys.shape[2], q.shape[2]),
+            scale,
+        )
+        return output
+
+    def attend_rows(
+        self,
+        x: Tensor,
+        qkv: NativeMatrix,
+        bias: Tensor | None,
+        cache: tuple[Tensor, Tensor],
+        batch: NativeBatch,
+        rotary: RotaryRows | None,
+        heads: HeadLayout,
+    ) -> Tensor:
+        """`linear`, `store_kv` and `paged_attention` in one call: x [T, d] -> [T, Hq * D]."""
+        rows = x.shape[0]
+        output = torch.empty((rows, heads.num_heads * heads.head_dim))
+        self._attend_rows(
+            x.data_ptr(),
+            qkv.pointer,
+            _address(bias),
+            cache[0].data_ptr(),
+            cache[1].data_ptr(),
+            batch.slots,
+            batch.rotation(rotary),
+            _address(heads.q_norm),
+            _address(heads.k_norm),
+            heads.norm_eps,
+            batch.pointer,
+            _heads(heads.num_heads, heads.num_kv_heads, heads.head_dim),
+            heads.scale,
+            output.data_ptr(),
+            rows,
+        )
+        return output
+
+    def feed_rows_(
+        self,
+        attended: Tensor,
+        residual: Tensor,
+        matrices: tuple[NativeMatrix, NativeMatrix, NativeMatrix],
+        biases: tuple[Tensor | None, Tensor | None, Tensor | None],
+        norms: tuple[Tensor, Tensor],
+        eps: float,
+    ) -> Tensor:
+        """All of a layer behind its attention; the residual [T, d] is changed in place."""
+        rows = attended.shape[0]
+        normed = torch.empty(residual.shape)
+        output, gate_up, down = matrices
+        self._feed_rows(
+            attended.data_ptr(),
+            output.pointer,
+            _address(biases[0]),
+            norms[0].data_ptr(),
+            gate_up.pointer,
+            _address(biases[1]),
+            down.pointer,
+            _address(biases[2]),
+            norms[1].data_ptr(),
+            residual.data_ptr(),
+            normed.data_ptr(),
+            rows,
+            eps,
+        )
+        return normed
+
+    def summarize_logits(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """What rows of logits [r, V] say, as numbers [r, 4], and their argmax [r] int64.
+
+        The numbers: largest logit, sum of exp(logit - largest), that sum weighted by the gaps
+        below the largest, second largest logit. NaN where a logit is no number.
+        """
+        rows, vocab = logits.shape
+        numbers, argmax = torch.empty((rows, 4)), torch.empty(rows, dtype=torch.int64)
+        self._summarize(logits.data_ptr(), rows, vocab, numbers.data_ptr(), argmax.data_ptr())
+        return numbers, argmax
+
+
+def unpack(packed: Tensor, *, outputs: int, inputs: int) -> Tensor:
+    """The int8 weights [out, in] that `NativeKernels.pack` laid out."""
+    groups, steps, lanes, depth = packed.shape
+    rows = packed.permute(0, 2, 1, 3).reshape(groups * lanes, steps * depth)
+    return (rows[:outputs, :inputs].short() - RAISED).to(torch.int8)
+
+
+@cache
+def native_kernels() -> NativeKernels | None:
+    """The compiled kernels of this machine; None where they cannot be had, which is logged."""
+    if not native_is_wanted():
+        return None
+    try:
+        kernels = NativeKernels(ctypes.CDLL(str(built_library())))
+    except (CompilerError, OSError) as error:
+        log.warning("no CPU kernels of our own: %s; PyTorch's operations are slower", error)
+        return None
+    log.info("CPU kernels for %s", target_name())
+    return kernels
+
+
+def runs_native(*tensors: Tensor) -> NativeKernels | None:
+    """The compiled kernels when they can take these: contiguous float32, no gradient wanted."""
+    kernels = native_kernels()
+    if kernels is None:
+        return None
+    for tensor in tensors:
+        if (
+            tensor.dtype != torch.float32
+            or tensor.requires_grad
+            or tensor.device.type != "cpu"
+            or not tensor.is_contiguous()
+        ):
+            return None
+    return kernels
