@@ -22,7 +22,7 @@ from kernels.dispatch import runs_triton
 from kernels.grouped_experts import grouped_experts
 from kernels.int8_products import LinearFormat, chosen_products, default_format
 from kernels.kv_cache import KVCache, allocate_kv_cache, page_bytes
-from kernels.layer_parts import FeedMatrices, Matrix, attend_rows, feed_rows
+from kernels.layer_stack import LayerParts, LayerStack, Matrix, layer_stack
 from kernels.linear import Int8Weight, linear, quantize_int8
 from kernels.noise import (
     PURPOSE_CHOICE,
@@ -54,10 +54,11 @@ __all__ = [
     "AllowedTokens",
     "AttentionPlan",
     "CapturedSteps",
-    "FeedMatrices",
     "HeadLayout",
     "Int8Weight",
     "KVCache",
+    "LayerParts",
+    "LayerStack",
     "LinearFormat",
     "Matrix",
     "PagedBatch",
@@ -76,17 +77,16 @@ __all__ = [
     "accept_threshold",
     "add_rms_norm",
     "allocate_kv_cache",
-    "attend_rows",
     "bucket_for",
     "chosen_products",
     "default_format",
     "edit_tokens",
-    "feed_rows",
     "finish_scores",
     "grouped_experts",
     "gumbel_noise",
     "join_partials",
     "layer_norm",
+    "layer_stack",
     "leading_run",
     "linear",
     "padding_batch",

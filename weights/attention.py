@@ -9,7 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels import AttentionPlan, HeadLayout, PagedBatch, RotaryRows, attend_rows
+from kernels import (
+    AttentionPlan,
+    HeadLayout,
+    PagedBatch,
+    RotaryRows,
+    paged_attention,
+    store_kv,
+)
 from weights.linear import Linear, Placement
 from weights.network_config import NetworkConfig
 from weights.tensor_reader import Parts
@@ -37,8 +44,24 @@ class Attention:
 
     def __call__(self, x: Tensor, keys: Tensor, values: Tensor, step: AttentionStep) -> Tensor:
         """Attend with normed rows x [T, d]; writes keys and values; returns [T, Hq * D]."""
-        cache = (keys, values)
-        return attend_rows(x, self.qkv, cache, step.batch, step.plan, step.rotary, self.heads)
+        heads = self.heads
+        num_heads = heads.num_heads + 2 * heads.num_kv_heads
+        qkv = self.qkv(x).view(-1, num_heads, heads.head_dim)  # [T, Hq + 2 Hkv, D]
+        queries = store_kv(
+            qkv,
+            keys,
+            values,
+            slots=step.batch.slots,
+            num_heads=heads.num_heads,
+            rotary=step.rotary,
+            q_norm=heads.q_norm,
+            k_norm=heads.k_norm,
+            norm_eps=heads.norm_eps,
+        )
+        attended = paged_attention(
+            queries, keys, values, step.batch, step.plan, scale=heads.scale
+        )  # [T, Hq, D]
+        return attended.view(-1, heads.num_heads * heads.head_dim)
 
 
 def build_attention(

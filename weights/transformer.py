@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from kernels import (
-    FeedMatrices,
     Int8Weight,
     KVCache,
+    LayerParts,
+    LayerStack,
     RotaryTable,
     add_rms_norm,
-    feed_rows,
+    layer_stack,
     plan_attention,
     rms_norm,
     rotary_rows,
@@ -78,20 +79,6 @@ class Layer:
 
         draft_rows, latent_rows: to which rows the low-rank weights apply, or None
         """
-        feed_forward = self.feed_forward
-        has_low_rank = (draft_rows is not None and self.adapter is not None) or (
-            latent_rows is not None and self.latent is not None
-        )
-        if not has_low_rank and isinstance(feed_forward, GatedFeedForward):
-            matrices = FeedMatrices(
-                self.output,
-                feed_forward.gate_up,
-                feed_forward.down,
-                self.feed_forward_norm,
-                self.following_norm,
-                eps,
-            )
-            return feed_rows(attended, residual, matrices)
         x = self.output(attended)
         if draft_rows is not None and self.adapter is not None:
             x = x + self.adapter(attended, draft_rows)
@@ -100,6 +87,26 @@ class Layer:
         x, residual = add_rms_norm(x, residual, self.feed_forward_norm, eps)
         x = self._feed(x, latent_rows)
         return add_rms_norm(x, residual, self.following_norm, eps)
+
+    def parts(self) -> LayerParts | None:
+        """What it consists of, where that is all that a stack of layers knows."""
+        if not isinstance(self.feed_forward, GatedFeedForward):
+            return None
+        low_output = None if self.adapter is None else (self.adapter.down, self.adapter.up)
+        low_down = None
+        if self.latent is not None:
+            low_output, low_down = self.latent.output or low_output, self.latent.down
+        return LayerParts(
+            self.attention.qkv,
+            self.output,
+            self.feed_forward.gate_up,
+            self.feed_forward.down,
+            self.attention.heads,
+            self.feed_forward_norm,
+            self.following_norm,
+            low_output,
+            low_down,
+        )
 
     def _feed(self, x: Tensor, latent_rows: Rows | None) -> Tensor:
         """The feed-forward of rows [T, d], of which some hold latents."""
@@ -135,6 +142,7 @@ class Transformer:
         self.layers = layers
         self.rotary = rotary
         self.latent = latent
+        self._stacked: tuple[KVCache, LayerStack | None] | None = None
 
     @property
     def is_row_exact(self) -> bool:
@@ -175,9 +183,13 @@ class Transformer:
         draft_rows = step.draft_rows
         residual, latent_rows = self._embed(step)
         x = rms_norm(residual, self.first_norm, eps)
-        last = self.layers[-1]
+        stack, last, start = self._stack(cache), self.layers[-1], 0
+        if stack is not None and stack.can_run(x, plan):
+            low_rows = _low_rows(step)
+            stack.run_(x, residual, plan, shared.rotary, eps=eps, low_rows=low_rows)
+            start = len(self.layers) - 1
         for layer, keys, values in zip(
-            self.layers, cache.keys.unbind(), cache.values.unbind(), strict=True
+            self.layers[start:], cache.keys[start:], cache.values[start:], strict=True
         ):
             x = layer.attention(x, keys, values, shared)
             if layer is last:
@@ -191,6 +203,16 @@ class Transformer:
             )
         return x
 
+    def _stack(self, cache: KVCache) -> LayerStack | None:
+        """All layers but the last over this cache, made once for the cache met last."""
+        if self._stacked is None or self._stacked[0] is not cache:
+            parts = [layer.parts() for layer in self.layers[:-1]]
+            known = [part for part in parts if part is not None]
+            complete = len(known) == len(parts)
+            stack = layer_stack(known, cache.keys, cache.values) if complete else None
+            self._stacked = (cache, stack)
+        return self._stacked[1]
+
     def _embed(self, step: NetworkInput) -> tuple[Tensor, Rows | None]:
         """What the rows hold [T, d], and which of them hold latents."""
         x = self.vocabulary.embed(step.token_ids, step.positions)
@@ -202,6 +224,13 @@ class Transformer:
         return x.index_copy(
             0, latents.rows, self.latent.embed(latents)
         ), latents.run or latents.rows
+
+
+def _low_rows(step: NetworkInput) -> Tensor | None:
+    """The rows [L] int64 to which low-rank weights apply, or None."""
+    if step.latents is not None:
+        return step.latents.rows
+    return None if step.draft_rows is None else step.draft_rows.nonzero()[:, 0]
 
 
 def build_transformer(config: NetworkConfig, parts: Parts, placement: Placement) -> Transformer:

@@ -619,6 +619,45 @@ void attend(const float* q, const float* keys, const float* values, float* outpu
   }
 }
 
+// Low-rank weights beside a matrix: down [rank, in], up [out, rank]; rank 0 for none.
+struct LowRank {
+  const float* down;
+  const float* up;
+  int64_t rank;
+};
+
+struct Layer {
+  Matrix qkv, output, gate_up, down;
+  const float *qkv_bias, *output_bias, *gate_up_bias, *down_bias;
+  const float *q_norm, *k_norm, *feed_norm, *following_norm;
+  float *keys, *values;
+  LowRank low_output, low_down;
+  float head_eps;
+};
+
+float dot(const float* a, const float* b, int64_t size) {
+  Floats total{};
+  int64_t i = 0;
+  for (; i + LANES <= size; i += LANES) total = fma(load(a + i), load(b + i), total);
+  float rest = 0.0f;
+  for (; i < size; ++i) rest += a[i] * b[i];
+  return sum(total) + rest;
+}
+
+// product[rows] += up (down x[rows]).
+void add_low_rank(const float* x, const Matrix& beside, const LowRank& low, const int64_t* rows,
+                  int64_t count, float* product) {
+  if (!low.rank || !count) return;
+#pragma omp for schedule(static)
+  for (int64_t i = 0; i < count; ++i) {
+    const float* from = x + rows[i] * beside.in;
+    float* to = product + rows[i] * beside.out;
+    std::unique_ptr<float[]> shrunk(new float[low.rank]);
+    for (int64_t j = 0; j < low.rank; ++j) shrunk[j] = dot(from, low.down + j * beside.in, beside.in);
+    for (int64_t o = 0; o < beside.out; ++o) to[o] += dot(shrunk.get(), low.up + o * low.rank, low.rank);
+  }
+}
+
 // What one row of logits says: peak, sum of e^(logit - peak), that sum weighted by the gaps, the
 // second largest logit, and where the peak is (its first place).
 void summarize(const float* logits, int64_t vocab, float* numbers, int64_t* argmax) {
@@ -736,43 +775,37 @@ void estuary_paged_attention(const float* q, const float* keys, const float* val
   attend(q, keys, values, output, *batch, tiles, *shape, scale);
 }
 
-// Queries, keys and values of normed rows x [T, d], stored and attended: the three functions above
-// in one call.
-void estuary_attend_rows(const float* x, const Matrix* qkv, const float* bias, float* keys,
-                         float* values, const int64_t* slots, const Rotation* turn,
-                         const float* q_norm, const float* k_norm, float eps, const Batch* batch,
-                         const Heads* shape, float scale, float* output, int64_t rows) {
+// Layers one after the other. x [T, d] holds what the first one reads and then what follows the
+// last one's norm; the residual [T, d] is brought up to date in place. low_rows [L] are the rows to
+// which low-rank weights apply.
+void estuary_run_layers(const Layer* layers, int64_t count, float* x, float* residual,
+                        const int64_t* slots, const Rotation* turn, const Batch* batch,
+                        const Heads* shape, float scale, float eps, const int64_t* low_rows,
+                        int64_t num_low, int64_t rows) {
   const Tiles tiles(*batch, *shape);
-  Integers integers(rows, qkv->stride());
-  std::unique_ptr<float[]> projected(new float[rows * qkv->out]);
-  std::unique_ptr<float[]> queries(new float[rows * shape->heads * shape->dim]);
+  const Matrix &qkv = layers->qkv, &gate_up = layers->gate_up, &down = layers->down;
+  const int64_t size = layers->output.out, heads_size = layers->output.in;
+  Integers integers(rows, std::max({qkv.stride(), layers->output.stride(), down.stride()}));
+  // What the projections give and what the gates give are never needed at the same time.
+  std::unique_ptr<float[]> wide(new float[rows * std::max(qkv.out, gate_up.out)]);
+  std::unique_ptr<float[]> queries(new float[rows * std::max(heads_size, down.in)]);
+  std::unique_ptr<float[]> attended(new float[rows * heads_size]);
+  std::unique_ptr<float[]> product(new float[rows * size]);
 #pragma omp parallel
-  {
-    linear(x, *qkv, bias, projected.get(), rows, integers);
-    store_kv(projected.get(), keys, values, slots, *turn, {q_norm, k_norm, eps}, queries.get(),
-             rows, *shape);
-    attend(queries.get(), keys, values, output, *batch, tiles, *shape, scale);
-  }
-}
-
-// Everything of a layer behind its attention: output matrix, norm, gated feed-forward, norm. The
-// residual [T, d] is brought up to date in place, normed [T, d] is what the next layer reads.
-void estuary_feed_rows(const float* attended, const Matrix* output, const float* output_bias,
-                       const float* feed_norm, const Matrix* gate_up, const float* gate_up_bias,
-                       const Matrix* down, const float* down_bias, const float* following_norm,
-                       float* residual, float* normed, int64_t rows, float eps) {
-  const int64_t size = output->out, inner = down->in;
-  Integers integers(rows, std::max({output->stride(), gate_up->stride(), down->stride()}));
-  std::unique_ptr<float[]> product(new float[rows * size]), gates(new float[rows * 2 * inner]);
-  std::unique_ptr<float[]> activated(new float[rows * inner]);
-#pragma omp parallel
-  {
-    linear(attended, *output, output_bias, product.get(), rows, integers);
-    rms_norm(product.get(), residual, feed_norm, residual, normed, rows, size, eps);
-    linear(normed, *gate_up, gate_up_bias, gates.get(), rows, integers);
-    swiglu(gates.get(), activated.get(), rows, inner);
-    linear(activated.get(), *down, down_bias, product.get(), rows, integers);
-    rms_norm(product.get(), residual, following_norm, residual, normed, rows, size, eps);
+  for (int64_t i = 0; i < count; ++i) {
+    const Layer& layer = layers[i];
+    linear(x, layer.qkv, layer.qkv_bias, wide.get(), rows, integers);
+    store_kv(wide.get(), layer.keys, layer.values, slots, *turn,
+             {layer.q_norm, layer.k_norm, layer.head_eps}, queries.get(), rows, *shape);
+    attend(queries.get(), layer.keys, layer.values, attended.get(), *batch, tiles, *shape, scale);
+    linear(attended.get(), layer.output, layer.output_bias, product.get(), rows, integers);
+    add_low_rank(attended.get(), layer.output, layer.low_output, low_rows, num_low, product.get());
+    rms_norm(product.get(), residual, layer.feed_norm, residual, x, rows, size, eps);
+    linear(x, layer.gate_up, layer.gate_up_bias, wide.get(), rows, integers);
+    swiglu(wide.get(), queries.get(), rows, layer.down.in);
+    linear(queries.get(), layer.down, layer.down_bias, product.get(), rows, integers);
+    add_low_rank(queries.get(), layer.down, layer.low_down, low_rows, num_low, product.get());
+    rms_norm(product.get(), residual, layer.following_norm, residual, x, rows, size, eps);
   }
 }
 

@@ -5,6 +5,7 @@ Shapes are those of the operations that call: T rows, Hq and Hkv heads, D head s
 
 import ctypes
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -32,8 +33,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "swiglu": (*(_POINTER,) * 2, *(_SIZE,) * 2),
     "store_kv": (*(_POINTER,) * 7, _FLOAT, _POINTER, _SIZE, _POINTER),
     "paged_attention": (*(_POINTER,) * 6, _FLOAT),
-    "attend_rows": (*(_POINTER,) * 9, _FLOAT, *(_POINTER,) * 2, _FLOAT, _POINTER, _SIZE),
-    "feed_rows": (*(_POINTER,) * 11, _SIZE, _FLOAT),
+    "run_layers": (*(_POINTER, _SIZE, *(_POINTER,) * 6, _FLOAT, _FLOAT, _POINTER, _SIZE, _SIZE),),
     "summarize_logits": (_POINTER, _SIZE, _SIZE, _POINTER, _POINTER),
 }
 
@@ -45,6 +45,26 @@ class _Matrix(ctypes.Structure):
         ("inputs", _SIZE),
         ("outputs", _SIZE),
         ("levels", _FLOAT),
+    )
+
+
+class _LowRank(ctypes.Structure):
+    _fields_ = (("down", _POINTER), ("up", _POINTER), ("rank", _SIZE))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _Matrix) for name in ("qkv", "output", "gate_up", "down")),
+        *((f"{name}_bias", _POINTER) for name in ("qkv", "output", "gate_up", "down")),
+        ("q_norm", _POINTER),
+        ("k_norm", _POINTER),
+        ("feed_norm", _POINTER),
+        ("following_norm", _POINTER),
+        ("keys", _POINTER),
+        ("values", _POINTER),
+        ("low_output", _LowRank),
+        ("low_down", _LowRank),
+        ("head_eps", _FLOAT),
     )
 
 
@@ -89,7 +109,8 @@ class NativeMatrix:
         self.outputs = scales.shape[0]
         self._kept = (packed, scales)
         fields = (packed.data_ptr(), scales.data_ptr(), inputs, self.outputs, levels)
-        self.pointer = ctypes.byref(_Matrix(*fields))
+        self.fields = _Matrix(*fields)
+        self.pointer = ctypes.byref(self.fields)
 
 
 class NativeBatch:
@@ -141,6 +162,62 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
+class NativeLowRank:
+    """Low-rank weights beside a matrix: down [r, in], up [out, r]."""
+
+    down: Tensor
+    up: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class NativeLayer:
+    """One layer as the kernels read it; biases [out], norms [d] and [D], the cache of the layer."""
+
+    matrices: tuple[NativeMatrix, NativeMatrix, NativeMatrix, NativeMatrix]
+    biases: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+    heads: "HeadLayout"
+    feed_norm: Tensor
+    following_norm: Tensor
+    keys: Tensor
+    values: Tensor
+    low_output: NativeLowRank | None
+    low_down: NativeLowRank | None
+
+
+class NativeLayers:
+    """Layers that run in one call; matrices are qkv, output, gate_up and down."""
+
+    def __init__(self, layers: Sequence[NativeLayer]) -> None:
+        self._kept = tuple(layers)
+        self.count = len(layers)
+        self.heads = layers[0].heads
+        self.structure = (_Layer * len(layers))(*(_layer(layer) for layer in layers))
+        self.pointer = ctypes.byref(self.structure)
+
+
+def _layer(layer: NativeLayer) -> _Layer:
+    return _Layer(
+        *(matrix.fields for matrix in layer.matrices),
+        *(_address(bias) for bias in layer.biases),
+        _address(layer.heads.q_norm),
+        _address(layer.heads.k_norm),
+        layer.feed_norm.data_ptr(),
+        layer.following_norm.data_ptr(),
+        layer.keys.data_ptr(),
+        layer.values.data_ptr(),
+        _low_rank(layer.low_output),
+        _low_rank(layer.low_down),
+        layer.heads.norm_eps,
+    )
+
+
+def _low_rank(low: NativeLowRank | None) -> _LowRank:
+    if low is None:
+        return _LowRank()
+    return _LowRank(low.down.data_ptr(), low.up.data_ptr(), low.down.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
 class HeadLayout:
     """Heads of a layer, the norms of its queries and keys, and what scores are multiplied by."""
 
@@ -168,8 +245,7 @@ class NativeKernels:
         self._swiglu = functions["swiglu"]
         self._store = functions["store_kv"]
         self._attend = functions["paged_attention"]
-        self._attend_rows = functions["attend_rows"]
-        self._feed_rows = functions["feed_rows"]
+        self._run_layers = functions["run_layers"]
         self._summarize = functions["summarize_logits"]
 
     def pack(self, values: Tensor) -> Tensor:
@@ -263,67 +339,33 @@ class NativeKernels:
         )
         return output
 
-    def attend_rows(
+    def run_layers_(
         self,
+        layers: NativeLayers,
         x: Tensor,
-        qkv: NativeMatrix,
-        bias: Tensor | None,
-        cache: tuple[Tensor, Tensor],
+        residual: Tensor,
         batch: NativeBatch,
         rotary: RotaryRows | None,
-        heads: HeadLayout,
-    ) -> Tensor:
-        """`linear`, `store_kv` and `paged_attention` in one call: x [T, d] -> [T, Hq * D]."""
-        rows = x.shape[0]
-        output = torch.empty((rows, heads.num_heads * heads.head_dim))
-        self._attend_rows(
+        eps: float,
+        low_rows: Tensor | None,
+    ) -> None:
+        """Run layers over x [T, d], what the first one reads, and the residual; both change."""
+        heads = layers.heads
+        self._run_layers(
+            layers.pointer,
+            layers.count,
             x.data_ptr(),
-            qkv.pointer,
-            _address(bias),
-            cache[0].data_ptr(),
-            cache[1].data_ptr(),
+            residual.data_ptr(),
             batch.slots,
             batch.rotation(rotary),
-            _address(heads.q_norm),
-            _address(heads.k_norm),
-            heads.norm_eps,
             batch.pointer,
             _heads(heads.num_heads, heads.num_kv_heads, heads.head_dim),
             heads.scale,
-            output.data_ptr(),
-            rows,
-        )
-        return output
-
-    def feed_rows_(
-        self,
-        attended: Tensor,
-        residual: Tensor,
-        matrices: tuple[NativeMatrix, NativeMatrix, NativeMatrix],
-        biases: tuple[Tensor | None, Tensor | None, Tensor | None],
-        norms: tuple[Tensor, Tensor],
-        eps: float,
-    ) -> Tensor:
-        """All of a layer behind its attention; the residual [T, d] is changed in place."""
-        rows = attended.shape[0]
-        normed = torch.empty(residual.shape)
-        output, gate_up, down = matrices
-        self._feed_rows(
-            attended.data_ptr(),
-            output.pointer,
-            _address(biases[0]),
-            norms[0].data_ptr(),
-            gate_up.pointer,
-            _address(biases[1]),
-            down.pointer,
-            _address(biases[2]),
-            norms[1].data_ptr(),
-            residual.data_ptr(),
-            normed.data_ptr(),
-            rows,
             eps,
+            _address(low_rows),
+            0 if low_rows is None else low_rows.shape[0],
+            x.shape[0],
         )
-        return normed
 
     def summarize_logits(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """What rows of logits [r, V] say, as numbers [r, 4], and their argmax [r] int64.
