@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +32,7 @@ from sampler.score_spec import Vocabulary, build_score_spec
 from sampler.sequence_table import SequenceTable
 from sampler.span_rules import span_rule_for
 from sampler.step_buffer import StepBuffer
+from sampler.step_failure import NotANumber, StepFailed, check_numbers, leaves_doubt
 from sampler.step_input import StepInput, build_step_input
 from sampler.step_time import StepShape, StepTimeModel
 from sampler.whole_spans import WholeSpans
@@ -54,6 +56,17 @@ class EngineLimits:
 
     context_length: int
     num_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """A step that ran and is not applied yet; times are of the network."""
+
+    plan: Plan
+    step: StepInput
+    scores: HostScores
+    started_s: float
+    ended_s: float
 
 
 class Engine:
@@ -128,6 +141,13 @@ class Engine:
                     error_field=error.field,
                 )
             )
+        except Exception as error:
+            # Nothing was written but the place in the queue, which is taken last.
+            log.exception("request %s cannot be taken in", request.id)
+            reason = f"{type(error).__name__} while it was taken in"
+            self._answers.append(
+                Delta(request_id=request.id, finish=FinishReason.ERROR, error=reason)
+            )
 
     def cancel(self, request_id: str, *, reports: bool = False) -> None:
         """Forget a request; its pages are free when this returns.
@@ -153,42 +173,133 @@ class Engine:
         self.advance.metrics = self.metrics
 
     def step(self) -> StepOutput:
-        """Plan, run and apply one step; without work, only report."""
-        started_s = self._clock()
-        deltas, self._answers = self._answers, []
-        tokens = TokenBatch()
-        plan = self.scheduler.plan(now_s=started_s)
-        if plan is not None:
-            self._buffer.reset()
-            step = self._build(plan)
-            spec = build_score_spec(
-                step.scored,
-                self.table,
-                self.scheduler.records,
-                self.vocabulary,
-                buffer=self._buffer,
-            )
-            self._buffer.flush()
-            built_s = self._clock()
-            scores = self.runner.run(step, spec)
-            ran_s = self._clock()
-            tokens, more = self.advance.apply(plan, step.scored, scores, now_s=ran_s)
-            deltas.extend(more)
-            ended_s = self._clock()
-            self.metrics.network_time_s += ran_s - built_s
-            self.metrics.host_time_s += (built_s - started_s) + (ended_s - ran_s)
-            self._count(plan, scores, deltas, num_tokens=len(tokens.token_ids))
-            self.metrics.step_time_s.observe(ended_s - started_s)
-            shape = StepShape(
-                plan.num_rows,
-                scores.token.size,
-                int(plan.draft_stop.sum()),
-                has_latents=step.network.latents is not None,
-            )
-            self.step_time.observe(shape, ended_s - started_s)
-            self.metrics.step_row_s = self.step_time.row_price(shape.rows)
+        """Plan, run and apply one step; without work, only report.
+
+        A step that fails before anything of it was applied is taken back, and its requests run
+        apart: those that cause the failure end with an error, the others go on as if nothing had
+        been. What else is raised leaves the engine in an unknown state.
+        """
+        tokens, deltas = TokenBatch(), self._answers
+        self._answers = []
+        try:
+            self._run_step(None, tokens, deltas)
+        except StepFailed as failure:
+            self._run_apart(failure, tokens, deltas)
         self._gauge()
         return StepOutput(tokens=tokens, deltas=deltas, metrics=self.metrics)
+
+    def _run_apart(self, failure: StepFailed, tokens: TokenBatch, deltas: list[Delta]) -> None:
+        """Run the requests of a failed step in ever smaller groups, and end those that fail."""
+        groups: deque[list[str]] = deque()
+        while True:
+            self.metrics.steps_taken_back += 1
+            deltas.extend(self._fail(name, failure.reason) for name in failure.culprits)
+            groups.extendleft(reversed(failure.groups))
+            found = self._next_failure(groups, tokens, deltas)
+            if found is None:
+                return
+            failure = found
+
+    def _next_failure(
+        self, groups: deque[list[str]], tokens: TokenBatch, deltas: list[Delta]
+    ) -> StepFailed | None:
+        """Run groups until one fails; None when none is left."""
+        while groups:
+            try:
+                self._run_step(frozenset(groups.popleft()), tokens, deltas)
+            except StepFailed as failure:
+                return failure
+        return None
+
+    def _run_step(
+        self, only: Collection[str] | None, tokens: TokenBatch, deltas: list[Delta]
+    ) -> None:
+        """One step of the requests in `only`, or of all; adds to what clients are told.
+
+        Raises StepFailed when it was taken back.
+        """
+        started_s = self._clock()
+        ran = self._attempt(only, now_s=started_s)
+        if ran is None:
+            return
+        plan, step, scores = ran.plan, ran.step, ran.scores
+        batch, more = self.advance.apply(plan, step.scored, scores, now_s=ran.ended_s)
+        ended_s = self._clock()
+        self.metrics.network_time_s += ran.ended_s - ran.started_s
+        self.metrics.host_time_s += (ran.started_s - started_s) + (ended_s - ran.ended_s)
+        self._count(plan, scores, more, num_tokens=len(batch.token_ids))
+        self.metrics.step_time_s.observe(ended_s - started_s)
+        shape = StepShape(
+            plan.num_rows,
+            scores.token.size,
+            int(plan.draft_stop.sum()),
+            has_latents=step.network.latents is not None,
+        )
+        self.step_time.observe(shape, ended_s - started_s)
+        self.metrics.step_row_s = self.step_time.row_price(shape.rows)
+        tokens.request_ids.extend(batch.request_ids)
+        tokens.token_ids.extend(batch.token_ids)
+        deltas.extend(more)
+
+    def _attempt(self, only: Collection[str] | None, *, now_s: float) -> _Ran | None:
+        """Plan and run a step, or leave everything as it was and raise StepFailed.
+
+        None when there is nothing to run.
+        """
+        undo = self.scheduler.undo
+        self.scheduler.begin_step()
+        try:
+            ran = self._plan_and_run(only, now_s=now_s)
+        except Exception as error:
+            suspects = self.scheduler.requests_of_step(only)
+            if leaves_doubt(error) or not suspects:
+                raise
+            log.exception("a step failed and is taken back; its requests run apart")
+            failure = StepFailed(
+                f"{type(error).__name__} in the step",
+                suspects=suspects,
+                guilty=self._guilty_of(error),
+            )
+            self.runner.take_back()
+            undo.take_back()
+            raise failure from error
+        undo.keep_changes()
+        return ran
+
+    def _plan_and_run(self, only: Collection[str] | None, *, now_s: float) -> _Ran | None:
+        plan = self.scheduler.plan(now_s=now_s, only=only)
+        if plan is None:
+            return None
+        self._buffer.reset()
+        step = self._build(plan)
+        spec = build_score_spec(
+            step.scored,
+            self.table,
+            self.scheduler.records,
+            self.vocabulary,
+            buffer=self._buffer,
+        )
+        self._buffer.flush()
+        built_s = self._clock()
+        scores = self.runner.run(step, spec)
+        check_numbers(scores, step.scored.seats)
+        return _Ran(plan, step, scores, started_s=built_s, ended_s=self._clock())
+
+    def _guilty_of(self, error: Exception) -> list[str]:
+        """Requests that a failure names as its causes."""
+        if not isinstance(error, NotANumber):
+            return []
+        self.metrics.requests_not_a_number += error.seats.size
+        return [self.scheduler.record(seat).request.id for seat in error.seats.tolist()]
+
+    def _fail(self, request_id: str, reason: str) -> Delta:
+        """End a request that makes steps fail; nothing of what it stored is found again."""
+        self.metrics.requests_failed += 1
+        seat = self.scheduler.seat_of(request_id)
+        if seat is not None:
+            return self.advance.deltas.fail(seat, reason, now_s=self._clock())
+        self.scheduler.waiting.remove(request_id)
+        return Delta(request_id=request_id, finish=FinishReason.ERROR, error=reason)
 
     def _check(self, request: Request) -> None:
         """Refuse what could never run; the API has checked this too, in its own words."""

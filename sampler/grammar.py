@@ -59,15 +59,17 @@ class Constraint:
         """
         masks = [self.mask()]
         taken = 0
-        for token in tokens:
-            if self.is_done or self._matcher.try_consume_tokens([token]) != 1:
-                break
-            taken += 1
-            if self.is_done:
-                break
-            masks.append(self.mask())
-        if taken:
-            self._matcher.rollback(taken)
+        try:
+            for token in tokens:
+                if self.is_done or self._matcher.try_consume_tokens([token]) != 1:
+                    break
+                taken += 1
+                if self.is_done:
+                    break
+                masks.append(self.mask())
+        finally:
+            if taken:
+                self._matcher.rollback(taken)
         return masks
 
     def take_forced(self, most: int, *, but: int | None) -> list[int]:

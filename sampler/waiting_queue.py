@@ -50,6 +50,11 @@ class WaitingQueue:
         del self._waiting[entry.request.id]
         return entry
 
+    def put_back(self, entry: WaitingRequest) -> None:
+        """Undo a `pop`: the request stands where it stood."""
+        self._waiting[entry.request.id] = entry
+        heapq.heappush(self._heap, entry)
+
     def remove(self, request_id: str) -> Request | None:
         """Take a request out wherever it stands, or None when it does not wait."""
         entry = self._waiting.pop(request_id, None)
