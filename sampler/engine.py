@@ -18,6 +18,7 @@ from sampler.engine_config import EngineConfig
 from sampler.engine_metrics import EngineMetrics
 from sampler.errors import PromptTooLong, RequestError
 from sampler.grammar import Grammars
+from sampler.grammar_pool import GrammarPool
 from sampler.latent_spans import LatentSpans
 from sampler.latent_table import LatentTable
 from sampler.messages import ModelInfo, StepOutput, TokenBatch
@@ -110,13 +111,12 @@ class Engine:
             config=config,
             num_pages=limits.num_pages,
             eos_ids=vocabulary.eos_ids,
-            grammars=grammars,
             balance=self._new_balance(),
         )
         self.runner = runner
         self.metrics = EngineMetrics(pages_total=limits.num_pages, page_size=config.page_size)
         self.advance = Advance(self.scheduler, vocabulary, self.metrics)
-        self.grammars = grammars
+        self._compiling = None if grammars is None else GrammarPool(grammars)
         self._buffer = StepBuffer(device)
         self._clock = clock
         self._answers: list[Delta] = []
@@ -124,30 +124,37 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether another step has anything to do."""
-        return self.scheduler.has_work or bool(self._answers)
+        return self.scheduler.has_work or bool(self._answers) or self.num_compiling > 0
+
+    @property
+    def num_compiling(self) -> int:
+        """Requests that wait for their grammars to be compiled."""
+        return 0 if self._compiling is None else len(self._compiling)
+
+    @property
+    def has_compiled(self) -> bool:
+        """Whether a request has waited long enough for its grammar."""
+        return self._compiling is not None and self._compiling.has_compiled
+
+    @property
+    def can_constrain(self) -> bool:
+        """Whether answers can be held to grammars."""
+        return self._compiling is not None
+
+    @property
+    def is_only_compiling(self) -> bool:
+        """Whether another step would have nothing to do before a grammar is compiled."""
+        return self.num_compiling > 0 and not self.scheduler.has_work and not self._answers
 
     def submit(self, request: Request) -> None:
         """Take a request in; one that cannot be served is answered with an error delta."""
         try:
             self._check(request)
-            self.scheduler.add(request)
-        except RequestError as error:
-            self._answers.append(
-                Delta(
-                    request_id=request.id,
-                    finish=FinishReason.ERROR,
-                    error=str(error),
-                    is_refusal=True,
-                    error_field=error.field,
-                )
-            )
+            self._put_in_line(request)
         except Exception as error:
             # Nothing was written but the place in the queue, which is taken last.
-            log.exception("request %s cannot be taken in", request.id)
-            reason = f"{type(error).__name__} while it was taken in"
-            self._answers.append(
-                Delta(request_id=request.id, finish=FinishReason.ERROR, error=reason)
-            )
+            log.debug("request %s is not taken in", request.id, exc_info=error)
+            self._answers.append(_refusal(request, error))
 
     def cancel(self, request_id: str, *, reports: bool = False) -> None:
         """Forget a request; its pages are free when this returns.
@@ -158,8 +165,34 @@ class Engine:
         if seat is not None:
             delta = self.advance.deltas.abort(seat, now_s=self._clock())
             self._answers += [delta] if reports else []
-        elif self.scheduler.waiting.remove(request_id) is not None and reports:
+        elif self._forget_waiting(request_id) and reports:
             self._answers.append(Delta(request_id=request_id, finish=FinishReason.ABORT))
+
+    def _put_in_line(self, request: Request) -> None:
+        """Let a request wait for a seat, and before that for its grammar."""
+        spec = request.params.grammar
+        if spec is None:
+            self.scheduler.add(request)
+            return
+        if self._compiling is None:
+            raise RequestError("this model has no tokenizer", field="response_format")
+        if self._compiling.holds(request.id):
+            raise ValueError(f"a request with the id {request.id!r} is waiting already")
+        self._compiling.add(request, spec)
+
+    def _forget_waiting(self, request_id: str) -> bool:
+        """Forget a request that has no seat; whether there was one."""
+        if self._compiling is not None and self._compiling.remove(request_id):
+            return True
+        return self.scheduler.waiting.remove(request_id) is not None
+
+    def _take_compiled(self) -> None:
+        """Put requests whose grammars are compiled in line, and answer those whose are not."""
+        for ended in () if self._compiling is None else self._compiling.take_compiled():
+            if ended.grammar is not None:
+                self.scheduler.add(ended.request, ended.grammar)
+            else:
+                self._answers.append(_refusal(ended.request, ended.error))
 
     def reset(self) -> None:
         """Forget the metrics and every page that nobody owns, as after warming up."""
@@ -179,6 +212,7 @@ class Engine:
         apart: those that cause the failure end with an error, the others go on as if nothing had
         been. What else is raised leaves the engine in an unknown state.
         """
+        self._take_compiled()
         tokens, deltas = TokenBatch(), self._answers
         self._answers = []
         try:
@@ -322,10 +356,6 @@ class Engine:
         check_prediction(
             request.prediction, params, self.family, context_length=self.context_length
         )
-        if params.grammar is not None:
-            if self.grammars is None:
-                raise RequestError("this model has no tokenizer", field="response_format")
-            self.grammars.constraint(params.grammar)
         ids = np.asarray(request.prompt + request.suffix + request.prediction, dtype=np.int64)
         if ids.min() < 0 or ids.max() >= self.vocabulary.size:
             raise RequestError(
@@ -395,7 +425,7 @@ class Engine:
     def _gauge(self) -> None:
         metrics, scheduler = self.metrics, self.scheduler
         metrics.num_running = scheduler.num_seated
-        metrics.num_waiting = len(scheduler.waiting)
+        metrics.num_waiting = len(scheduler.waiting) + self.num_compiling
         metrics.pages_used = scheduler.pool.num_held
         metrics.pages_open = self.table.num_open_pages
         metrics.num_preemptions = scheduler.num_preemptions
@@ -410,6 +440,21 @@ class Engine:
             metrics.width_switches = balance.counts.num_switches
             metrics.width_probes = balance.counts.num_probes
             metrics.width_handovers = balance.counts.num_handed_to_ar
+
+
+def _refusal(request: Request, error: Exception | None) -> Delta:
+    """The answer to a request that was not taken in."""
+    if isinstance(error, RequestError):
+        return Delta(
+            request_id=request.id,
+            finish=FinishReason.ERROR,
+            error=str(error),
+            is_refusal=True,
+            error_field=error.field,
+        )
+    log.error("request %s cannot be taken in", request.id, exc_info=error)
+    reason = f"{type(error).__name__} while it was taken in"
+    return Delta(request_id=request.id, finish=FinishReason.ERROR, error=reason)
 
 
 def cache_for(
@@ -465,6 +510,6 @@ def model_info(
         mask_token_id=rule.mask_token_id,
         block_length=rule.block_length,
         can_infill=rule.can_infill,
-        can_constrain=engine.grammars is not None,
+        can_constrain=engine.can_constrain,
         load_s=load_s,
     )

@@ -16,7 +16,7 @@ from sampler.balance import Balance, Load
 from sampler.canvas_spans import CanvasSpans
 from sampler.decoding import Lookup, resolve_decoding
 from sampler.engine_config import EngineConfig
-from sampler.grammar import Constraint, Grammars
+from sampler.grammar import CompiledGrammar
 from sampler.latent_spans import LatentSpans
 from sampler.page_pool import PagePool
 from sampler.plan import Plan
@@ -48,7 +48,6 @@ class Scheduler:
         config: EngineConfig,
         num_pages: int,
         eos_ids: frozenset[int],
-        grammars: Grammars | None = None,
         balance: Balance | None = None,
     ) -> None:
         self.table = table
@@ -76,7 +75,6 @@ class Scheduler:
         self._seat_of: dict[str, int] = {}
         # Whose admission is under way.
         self._admitting: str | None = None
-        self._grammars = grammars
         self._seeds = np.random.default_rng(config.seed)
 
     @property
@@ -95,9 +93,9 @@ class Scheduler:
         assert record is not None, f"seat {seat} is empty"
         return record
 
-    def add(self, request: Request) -> None:
-        """Put a request in line."""
-        self.waiting.push(request)
+    def add(self, request: Request, grammar: CompiledGrammar | None = None) -> None:
+        """Put a request in line, with the grammar that it is held to."""
+        self.waiting.push(request, grammar)
 
     def seat_of(self, request_id: str) -> int | None:
         """The seat of a request, or None when it has none (yet, or any more)."""
@@ -276,7 +274,7 @@ class Scheduler:
                 seed=seed,
                 stop_ids=self._stop_ids(request),
                 page_key=b"",
-                constraint=self._constraint(request),
+                constraint=None if entry.grammar is None else entry.grammar.start(),
                 proposer=proposer_for(request, decoding),
                 endings=endings_for(decoding) if is_beside else None,
                 scheduled_s=now_s,
@@ -301,13 +299,6 @@ class Scheduler:
         if self.undo.is_noting:
             self.undo.note(partial(setattr, generator, "state", generator.state))
         return int(self._seeds.integers(0, 1 << 62))
-
-    def _constraint(self, request: Request) -> Constraint | None:
-        spec = request.params.grammar
-        if spec is None:
-            return None
-        assert self._grammars is not None, "the engine refuses grammars it cannot keep"
-        return self._grammars.constraint(spec)
 
     def _stop_ids(self, request: Request) -> frozenset[int]:
         own = frozenset() if request.params.ignore_eos else self.eos_ids

@@ -248,10 +248,19 @@ def run_all(engine, *requests, max_steps=2000, check=True):
     for _ in range(max_steps):
         if not engine.has_work:
             return answers
+        wait_for_grammars(engine)
         collect([engine.step()], answers)
         if check:
             check_engine(engine)
     raise AssertionError(f"still at work after {max_steps} steps")
+
+
+def wait_for_grammars(engine, *, at_most_s=20.0):
+    """Return when a step has something to do, which compiling in another thread holds up."""
+    deadline_s = time.monotonic() + at_most_s
+    while engine.is_only_compiling and not engine.has_compiled:
+        assert time.monotonic() < deadline_s, "a grammar takes too long to compile"
+        time.sleep(0.0005)
 
 
 def check_engine(engine):

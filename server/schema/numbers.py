@@ -4,6 +4,7 @@ A value such as 1e-46 is above 0 in a body and 0 in the engine's float32, where 
 checked earlier would no longer hold.
 """
 
+import math
 import struct
 from typing import Annotated
 
@@ -14,16 +15,17 @@ LEAST_TEMPERATURE = 1e-5
 
 
 def as_float32(value: object) -> object:
-    """The float32 nearest to a number; anything else as it is.
+    """The float32 nearest to a number, beyond float32 an infinity, which bodies may not have.
 
-    A number beyond float32 stays as it is, too: every range refuses it.
+    Anything else stays as it is.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     try:
         return float(struct.unpack("<f", struct.pack("<f", value))[0])
-    except OverflowError:
-        return value
+    except (OverflowError, struct.error):
+        # The latter of integers that no float can hold.
+        return math.inf if value > 0 else -math.inf
 
 
 def as_temperature(value: object) -> object:

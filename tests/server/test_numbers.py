@@ -1,5 +1,7 @@
 """Numbers at the edges of their ranges: checked as the engine will see them, in float32."""
 
+import math
+
 import pytest
 
 from sampler import ModelInfo
@@ -39,6 +41,8 @@ def params_of(**fields):
         {"decoding": {"edit_confidence": 1e-46}},
         {"decoding": {"remask": 1 - 1e-12}},
         {"temperature": 1e300},
+        {"temperature": 10**400},
+        {"logit_bias": {"3": -(10**400)}},
         {"top_p": 1.0000001},
     ],
 )
@@ -69,8 +73,10 @@ def test_what_is_no_number_stays(value):
     assert as_float32(value) is value
 
 
-def test_beyond_float32_stays_for_the_range_to_refuse():
-    assert as_float32(1e39) == 1e39
+@pytest.mark.parametrize("value", [1e39, 10**400])
+def test_beyond_float32_is_no_finite_number(value):
+    assert as_float32(value) == math.inf
+    assert as_float32(-value) == -math.inf
 
 
 @pytest.mark.parametrize(
