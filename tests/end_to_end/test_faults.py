@@ -147,3 +147,29 @@ def test_lookup_gives_the_same_answer(llama):
     decoding = {"mode": "speculative", "drafts": "ngram"}
     looked_up = llama.complete(PROMPT, **fields, decoding=decoding)
     assert looked_up["choices"][0]["text"] == plain["choices"][0]["text"]
+
+
+def test_an_engine_that_dies_is_brought_back_while_others_are_told_to_wait(golden, tmp_path):
+    folder = write_checkpoint(golden, "llama", tmp_path)
+    with (
+        serving(folder, "--restart-engine") as server,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        before = server.complete(PROMPT, **GREEDY)["choices"]
+        running = pool.submit(_stream_to_its_end, server.address)
+        while server.client.get("/load").json()["server_load"] < 1:
+            time.sleep(0.005)
+        (engine,) = _children(server.process)
+        os.kill(engine, signal.SIGKILL)
+        _, lines = running.result(WAITS_S)
+        refused = server.client.post("/v1/completions", json={"prompt": PROMPT})
+        live = server.client.get("/livez").status_code
+        started_s = time.monotonic()
+        while server.client.get("/ready").status_code != 200:
+            assert time.monotonic() - started_s < WAITS_S
+            time.sleep(0.05)
+        assert server.complete(PROMPT, **GREEDY)["choices"] == before
+    assert "error" in json.loads(lines[-2].removeprefix("data: "))
+    assert (refused.status_code, live) == (503, 200)
+    assert refused.headers["retry-after"]
+    assert server.process.returncode == 0
