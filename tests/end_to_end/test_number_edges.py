@@ -5,9 +5,7 @@ import concurrent.futures
 import json
 import math
 import random
-import threading
 
-import annotated_types
 import httpx
 import pytest
 
@@ -29,21 +27,28 @@ KEYS = ["0", "00", "0" * 21 + "77", "0" * 5000, "127", "0127", "128", "0" * 12 +
 
 
 def _bounds(metadata):
+    """(smallest, largest) that a field says it allows."""
+    low, high = -math.inf, math.inf
     for one in metadata:
-        for kind in (annotated_types.Ge, annotated_types.Gt, annotated_types.Le,
-                     annotated_types.Lt):  # fmt: skip
-            if isinstance(one, kind):
-                yield getattr(one, kind.__name__.lower())
+        low = max(low, getattr(one, "ge", low), getattr(one, "gt", low))
+        high = min(high, getattr(one, "le", high), getattr(one, "lt", high))
+    return low, high
 
 
 def _edges(field):
-    """Values at and around the bounds of a field, and some that are edges of every number."""
+    """(values within the bounds of a field, values beyond), at their edges and at any number's."""
+    bounds = _bounds(field.metadata)
     edges = list(ANYWHERE)
-    for bound in _bounds(field.metadata):
-        edges += [bound, bound - 1, bound + 1, -bound]
+    for bound in bounds:
+        if math.isfinite(bound):
+            edges += [bound, bound - 1, bound + 1, -bound]
         if abs(bound) < 1e300:
             edges += [math.nextafter(bound, -math.inf), math.nextafter(bound, math.inf)]
-    return edges
+    if "int" in str(field.annotation):
+        edges = [int(edge) if isinstance(edge, float) and edge.is_integer() else edge
+                 for edge in edges if isinstance(edge, int) or abs(edge) >= 1]  # fmt: skip
+    within = [edge for edge in edges if bounds[0] <= edge <= bounds[1]]
+    return within, [edge for edge in edges if edge not in within]
 
 
 def _numbers(model, path=()):
@@ -67,14 +72,18 @@ def _put(body, path, value):
 
 
 def _draw(draw, fields, body):
-    for path, edges in draw.sample(fields, 2):
+    plain = [one for one in fields if one[0][0] != "decoding"]
+    for path, edges in draw.sample(plain if draw.random() < 0.6 else fields, 2):
         if path == ("logit_bias",):
-            value = {draw.choice(KEYS): draw.choice(ANYWHERE) for _ in range(2)}
+            keys = KEYS[:6] if draw.random() < 0.9 else KEYS
+            values = [-100, 100, -0.0, 5e-324, 1e-46, 0.5, -1e-45]
+            value = {draw.choice(keys): draw.choice(values)}
         elif path == ("mode",):
             modes = ["ar", "diffusion", "speculative", "auto"]
             path, value = ("decoding", "mode"), draw.choice(modes)
         else:
-            value = draw.choice(edges)
+            within, beyond = edges
+            value = draw.choice(within if draw.random() < 0.9 or not beyond else beyond)
         _put(body, path, value)
     # A temperature of 0, which is the tiny models' default nowhere, would leave filters unused.
     body.setdefault("temperature", draw.choice([0, 1, 1, 2]))
@@ -115,24 +124,22 @@ def test_all_kinds_of_numbers_are_found():
 SOAK = (pytest.mark.soak, pytest.mark.timeout(7200))
 
 
-@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=SOAK)])
+@pytest.mark.parametrize("count", [250, pytest.param(10_000, marks=SOAK)])
 def test_no_pair_of_edges_is_a_fault_of_the_server(server, count):
-    clients = threading.local()
+    client = httpx.Client(base_url=server.address, timeout=WAITS_S)
 
     def ask(one):
         route, content = one
-        if not hasattr(clients, "own"):
-            clients.own = httpx.Client(base_url=server.address, timeout=WAITS_S)
         headers = {"content-type": "application/json"}
-        answer = clients.own.post(route, content=content, headers=headers)
+        answer = client.post(route, content=content, headers=headers)
         return answer.status_code, content, answer.text
 
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    with client, concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, _bodies(count, seed=count)))
     faults = [one for one in answers if one[0] >= 500]
     assert not faults, faults[:5]
     statuses = [status for status, _, _ in answers]
-    assert 0.05 < statuses.count(200) / count < 0.95
+    assert 0.1 < statuses.count(200) / count < 0.95
     server.wait_until_idle()
     assert server.metric("estuary_steps_taken_back") == 0
     assert server.complete("the sea", max_tokens=3)["usage"]["completion_tokens"] == 3
