@@ -270,6 +270,8 @@ def test_penalty_divides_positive_and_multiplies_negative_logits(device):
     assert scores.top_ids[0].tolist() == [0, 2, 1]
 
 
+# NumPy speaks up in the interpreter; what overflows is held within bounds behind it.
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_a_penalty_next_to_zero_leaves_no_infinity(device):
     head = torch.tensor([[4.0], [-4.0], [1.0]], device=device)
     adjust = SparseAdjust(
