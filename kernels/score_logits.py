@@ -90,8 +90,8 @@ def _logprobs(logits: Tensor, log_sum_exp: Tensor) -> Tensor:
 def _adjust_(logits: Tensor, rows: slice, spec: ScoreSpec) -> None:
     if spec.adjust is not None:
         _adjust_sparsely_(logits, rows, spec.adjust)
-        # A bias of minus infinity must not meet a zero mass.
-        logits.clamp_min_(NEVER)
+        # Neither a ban nor a tiny penalty may leave an infinity, which has no mass to compare.
+        logits.clamp_(NEVER, -NEVER)
     if spec.allowed is not None:
         _forbid_(logits, rows, spec.allowed)
     if spec.suppressed:
@@ -207,7 +207,8 @@ def cutoffs(ordered: Tensor, log_sum_exp: Tensor, index: Tensor, spec: ScoreSpec
         likelier = (ordered - log_sum_exp).exp_().cumsum(1).roll(1, 1)
         likelier[:, 0] = 0
         # Mass before a run of ties decides for the whole run: its first is kept or none is.
-        last = (likelier < top_p).sum(1, keepdim=True) - 1
+        # The best is kept whatever the mass, also where there is none to compare.
+        last = ((likelier < top_p).sum(1, keepdim=True) - 1).clamp_min_(0)
         cutoff = torch.where(top_p < 1, torch.maximum(cutoff, ordered.gather(1, last)), cutoff)
     if spec.min_p is not None:
         near = ordered[:, :1] + spec.min_p[index, None].log()

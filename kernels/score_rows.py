@@ -141,7 +141,7 @@ def _adjusted_reference(logits: Tensor, row: int, spec: ScoreSpec) -> Tensor:
             token, penalty = int(spec.adjust.token_ids[entry]), spec.adjust.penalties[entry]
             logit = logits[token]
             logit = logit / penalty if logit > 0 else logit * penalty
-            logits[token] = logit + spec.adjust.values[entry]
+            logits[token] = (logit + spec.adjust.values[entry]).clamp_max(-NEVER)
     if spec.allowed is not None and spec.allowed.rows[row] >= 0:
         words = spec.allowed.bitmask[spec.allowed.rows[row].long()].tolist()
         for token in range(len(logits)):

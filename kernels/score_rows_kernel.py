@@ -405,7 +405,8 @@ def _score_adjusted_kernel(  # noqa: PLR0915
         penalties = tl.load(penalties_ptr + entries, mask=is_own, other=1.0)
         values = tl.load(values_ptr + entries, mask=is_own, other=0.0)
         dots = tl.where(dots > 0, dots / penalties, dots * penalties) + values
-        logits = tl.where(is_own, tl.maximum(dots, NO_LOGIT), NO_LOGIT)[None, :]
+        dots = tl.minimum(tl.maximum(dots, NO_LOGIT), -NO_LOGIT)
+        logits = tl.where(is_own, dots, NO_LOGIT)[None, :]
         logits = suppress(logits, ids[None, :], suppressed_ptr, num_suppressed)
         if has_bitmask != 0:
             mask_row = tl.load(bitmask_rows_ptr + tl.program_id(0))

@@ -17,7 +17,8 @@ class SparseAdjust:
 
     row_starts: [R + 1] int32, the entries of row r are `row_starts[r]:row_starts[r + 1]`
     token_ids:  [B] int32
-    penalties:  [B] float32 > 0, repetition: divides a positive logit, multiplies a negative one
+    penalties:  [B] float32 > 0, repetition: divides a positive logit, multiplies a negative one;
+                what comes out is held within 1e30, so that it has a mass
     values:     [B] float32, added after the penalty
     """
 
@@ -46,8 +47,8 @@ class ScoreSpec:
 
     temperature: [R] float32 >= 0; 0 draws the most likely token
     seeds, positions: [R] int64; purposes, attempts: [R] int32: the counters of the noise
-    top_k:       [R] int32, 0 is off; top_p: [R] float32 in (0, 1], 1 is off; min_p: [R] float32
-                 in [0, 1), 0 is off. Each None when no row uses it
+    top_k:       [R] int32, 0 is off; top_p: [R] float32 in [0, 1], 1 is off and 0 keeps the best
+                 alone; min_p: [R] float32 in [0, 1], 0 is off. Each None when no row uses it
     adjust, allowed: penalties and bias, allowed tokens; None when no row has any
     suppressed:  ids that are never drawn and count in no probability (a mask token)
     num_top:     how many best tokens to report, at most 64

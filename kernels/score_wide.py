@@ -69,7 +69,7 @@ def adjust_rows(logits: Tensor, rows: Tensor, spec: ScoreSpec) -> None:
     """Change logits [r, V] of the rows [r] int64 of a spec in place: penalties, bias, bans."""
     if spec.adjust is not None:
         _adjust_sparsely_(logits, rows, spec.adjust)
-        logits.clamp_min_(NEVER)
+        logits.clamp_(NEVER, -NEVER)
     if spec.allowed is not None:
         _forbid_(logits, rows, spec.allowed)
     for token_id in spec.suppressed:

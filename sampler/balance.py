@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from sampler.acceptance_model import LEVELS, AcceptanceModel
 from sampler.step_time import FloatArray, StepTimeModel
+from sampler.undo import Undo
 
 IntArray = NDArray[np.int64]
 
@@ -209,6 +210,14 @@ class Balance:
         self._is_probe[seat] = False
         self.acceptance.seat(seat)
         self._fixed.seat(seat)
+
+    def begin_step(self, undo: Undo) -> None:
+        """Note what choosing widths changes, before a step is planned."""
+        undo.note_values(self, "price", "_num_calls", "_had_prompts", "_by_price", "_row_worth")
+        undo.note_values(self, "_num_seated")
+        undo.note_arrays(self, "_column", "_quiet", "_is_probe")
+        undo.note_values(self.counts, "num_switches", "num_handed_to_ar", "num_probes")
+        undo.note_arrays(self.counts, "chosen")
 
     def choose(self, starting: IntArray, load: Load) -> IntArray:
         """Widths [n] for the sequences that start a round, most urgent first; 0 is AR."""

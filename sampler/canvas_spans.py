@@ -107,10 +107,12 @@ class CanvasSpans:
         # The last token rides in the window; behind the last proposal one more token is drawn.
         stop = np.minimum(final - 1 + widths, table.limit[seats] - 1)
         drafts = stop > final
-        for seat, first, end in zip(
-            seats[drafts].tolist(), final[drafts].tolist(), stop[drafts].tolist(), strict=True
-        ):
-            table.is_open[seat, first:end] = True
+        runs = list(
+            zip(seats[drafts].tolist(), final[drafts].tolist(), stop[drafts].tolist(), strict=True)
+        )
+        # No position outside a canvas is open, and there was none.
+        table.undo.note(lambda: _set_open(table, runs, is_open=False))
+        _set_open(table, runs, is_open=True)
         table.canvas_stop[seats] = np.where(drafts, stop, final)
         table.stage[seats] = np.where(drafts, Stage.DRAFT, Stage.SETTLE)
         table.round_width[seats] = np.where(drafts, stop - final + 1, 0)
@@ -172,3 +174,9 @@ class CanvasSpans:
 
     def _origin(self, table: SequenceTable, seat: int) -> int:
         return 0 if self._grid_is_absolute else int(table.prompt_length[seat])
+
+
+def _set_open(table: SequenceTable, runs: list[tuple[int, int, int]], *, is_open: bool) -> None:
+    """Open or close runs of positions: (seat, first, stop)."""
+    for seat, first, stop in runs:
+        table.is_open[seat, first:stop] = is_open

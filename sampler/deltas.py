@@ -88,6 +88,17 @@ class DeltaWriter:
         self.scheduler.release(seat)
         return delta
 
+    def fail(self, seat: int, reason: str, *, now_s: float) -> Delta:
+        """End a sequence that cannot go on; its last delta says why and what it cost."""
+        delta = Delta(
+            request_id=self._record(seat).request.id,
+            finish=FinishReason.ERROR,
+            error=reason,
+            stats=self._stats(seat, stop=int(self.table.emitted[seat]), now_s=now_s),
+        )
+        self.scheduler.release(seat, forgets=True)
+        return delta
+
     def _ends(self, seats: IntArray, tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Which answers end with the token just appended."""
         table = self.table

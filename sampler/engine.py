@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from sampler.engine_config import EngineConfig
 from sampler.engine_metrics import EngineMetrics
 from sampler.errors import PromptTooLong, RequestError
 from sampler.grammar import Grammars
+from sampler.grammar_pool import GrammarPool
 from sampler.latent_spans import LatentSpans
 from sampler.latent_table import LatentTable
 from sampler.messages import ModelInfo, StepOutput, TokenBatch
@@ -31,6 +33,7 @@ from sampler.score_spec import Vocabulary, build_score_spec
 from sampler.sequence_table import SequenceTable
 from sampler.span_rules import span_rule_for
 from sampler.step_buffer import StepBuffer
+from sampler.step_failure import NotANumber, StepFailed, check_numbers, leaves_doubt
 from sampler.step_input import StepInput, build_step_input
 from sampler.step_time import StepShape, StepTimeModel
 from sampler.whole_spans import WholeSpans
@@ -54,6 +57,17 @@ class EngineLimits:
 
     context_length: int
     num_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """A step that ran and is not applied yet; times are of the network."""
+
+    plan: Plan
+    step: StepInput
+    scores: HostScores
+    started_s: float
+    ended_s: float
 
 
 class Engine:
@@ -97,13 +111,12 @@ class Engine:
             config=config,
             num_pages=limits.num_pages,
             eos_ids=vocabulary.eos_ids,
-            grammars=grammars,
             balance=self._new_balance(),
         )
         self.runner = runner
         self.metrics = EngineMetrics(pages_total=limits.num_pages, page_size=config.page_size)
         self.advance = Advance(self.scheduler, vocabulary, self.metrics)
-        self.grammars = grammars
+        self._compiling = None if grammars is None else GrammarPool(grammars)
         self._buffer = StepBuffer(device)
         self._clock = clock
         self._answers: list[Delta] = []
@@ -111,23 +124,37 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether another step has anything to do."""
-        return self.scheduler.has_work or bool(self._answers)
+        return self.scheduler.has_work or bool(self._answers) or self.num_compiling > 0
+
+    @property
+    def num_compiling(self) -> int:
+        """Requests that wait for their grammars to be compiled."""
+        return 0 if self._compiling is None else len(self._compiling)
+
+    @property
+    def has_compiled(self) -> bool:
+        """Whether a request has waited long enough for its grammar."""
+        return self._compiling is not None and self._compiling.has_compiled
+
+    @property
+    def can_constrain(self) -> bool:
+        """Whether answers can be held to grammars."""
+        return self._compiling is not None
+
+    @property
+    def is_only_compiling(self) -> bool:
+        """Whether another step would have nothing to do before a grammar is compiled."""
+        return self.num_compiling > 0 and not self.scheduler.has_work and not self._answers
 
     def submit(self, request: Request) -> None:
         """Take a request in; one that cannot be served is answered with an error delta."""
         try:
             self._check(request)
-            self.scheduler.add(request)
-        except RequestError as error:
-            self._answers.append(
-                Delta(
-                    request_id=request.id,
-                    finish=FinishReason.ERROR,
-                    error=str(error),
-                    is_refusal=True,
-                    error_field=error.field,
-                )
-            )
+            self._put_in_line(request)
+        except Exception as error:
+            # Nothing was written but the place in the queue, which is taken last.
+            log.debug("request %s is not taken in", request.id, exc_info=error)
+            self._answers.append(_refusal(request, error))
 
     def cancel(self, request_id: str, *, reports: bool = False) -> None:
         """Forget a request; its pages are free when this returns.
@@ -138,8 +165,34 @@ class Engine:
         if seat is not None:
             delta = self.advance.deltas.abort(seat, now_s=self._clock())
             self._answers += [delta] if reports else []
-        elif self.scheduler.waiting.remove(request_id) is not None and reports:
+        elif self._forget_waiting(request_id) and reports:
             self._answers.append(Delta(request_id=request_id, finish=FinishReason.ABORT))
+
+    def _put_in_line(self, request: Request) -> None:
+        """Let a request wait for a seat, and before that for its grammar."""
+        spec = request.params.grammar
+        if spec is None:
+            self.scheduler.add(request)
+            return
+        if self._compiling is None:
+            raise RequestError("this model has no tokenizer", field="response_format")
+        if self._compiling.holds(request.id):
+            raise ValueError(f"a request with the id {request.id!r} is waiting already")
+        self._compiling.add(request, spec)
+
+    def _forget_waiting(self, request_id: str) -> bool:
+        """Forget a request that has no seat; whether there was one."""
+        if self._compiling is not None and self._compiling.remove(request_id):
+            return True
+        return self.scheduler.waiting.remove(request_id) is not None
+
+    def _take_compiled(self) -> None:
+        """Put requests whose grammars are compiled in line, and answer those whose are not."""
+        for ended in () if self._compiling is None else self._compiling.take_compiled():
+            if ended.grammar is not None:
+                self.scheduler.add(ended.request, ended.grammar)
+            else:
+                self._answers.append(_refusal(ended.request, ended.error))
 
     def reset(self) -> None:
         """Forget the metrics and every page that nobody owns, as after warming up."""
@@ -153,42 +206,134 @@ class Engine:
         self.advance.metrics = self.metrics
 
     def step(self) -> StepOutput:
-        """Plan, run and apply one step; without work, only report."""
-        started_s = self._clock()
-        deltas, self._answers = self._answers, []
-        tokens = TokenBatch()
-        plan = self.scheduler.plan(now_s=started_s)
-        if plan is not None:
-            self._buffer.reset()
-            step = self._build(plan)
-            spec = build_score_spec(
-                step.scored,
-                self.table,
-                self.scheduler.records,
-                self.vocabulary,
-                buffer=self._buffer,
-            )
-            self._buffer.flush()
-            built_s = self._clock()
-            scores = self.runner.run(step, spec)
-            ran_s = self._clock()
-            tokens, more = self.advance.apply(plan, step.scored, scores, now_s=ran_s)
-            deltas.extend(more)
-            ended_s = self._clock()
-            self.metrics.network_time_s += ran_s - built_s
-            self.metrics.host_time_s += (built_s - started_s) + (ended_s - ran_s)
-            self._count(plan, scores, deltas, num_tokens=len(tokens.token_ids))
-            self.metrics.step_time_s.observe(ended_s - started_s)
-            shape = StepShape(
-                plan.num_rows,
-                scores.token.size,
-                int(plan.draft_stop.sum()),
-                has_latents=step.network.latents is not None,
-            )
-            self.step_time.observe(shape, ended_s - started_s)
-            self.metrics.step_row_s = self.step_time.row_price(shape.rows)
+        """Plan, run and apply one step; without work, only report.
+
+        A step that fails before anything of it was applied is taken back, and its requests run
+        apart: those that cause the failure end with an error, the others go on as if nothing had
+        been. What else is raised leaves the engine in an unknown state.
+        """
+        self._take_compiled()
+        tokens, deltas = TokenBatch(), self._answers
+        self._answers = []
+        try:
+            self._run_step(None, tokens, deltas)
+        except StepFailed as failure:
+            self._run_apart(failure, tokens, deltas)
         self._gauge()
         return StepOutput(tokens=tokens, deltas=deltas, metrics=self.metrics)
+
+    def _run_apart(self, failure: StepFailed, tokens: TokenBatch, deltas: list[Delta]) -> None:
+        """Run the requests of a failed step in ever smaller groups, and end those that fail."""
+        groups: deque[list[str]] = deque()
+        while True:
+            self.metrics.steps_taken_back += 1
+            deltas.extend(self._fail(name, failure.reason) for name in failure.culprits)
+            groups.extendleft(reversed(failure.groups))
+            found = self._next_failure(groups, tokens, deltas)
+            if found is None:
+                return
+            failure = found
+
+    def _next_failure(
+        self, groups: deque[list[str]], tokens: TokenBatch, deltas: list[Delta]
+    ) -> StepFailed | None:
+        """Run groups until one fails; None when none is left."""
+        while groups:
+            try:
+                self._run_step(frozenset(groups.popleft()), tokens, deltas)
+            except StepFailed as failure:
+                return failure
+        return None
+
+    def _run_step(
+        self, only: Collection[str] | None, tokens: TokenBatch, deltas: list[Delta]
+    ) -> None:
+        """One step of the requests in `only`, or of all; adds to what clients are told.
+
+        Raises StepFailed when it was taken back.
+        """
+        started_s = self._clock()
+        ran = self._attempt(only, now_s=started_s)
+        if ran is None:
+            return
+        plan, step, scores = ran.plan, ran.step, ran.scores
+        batch, more = self.advance.apply(plan, step.scored, scores, now_s=ran.ended_s)
+        ended_s = self._clock()
+        self.metrics.network_time_s += ran.ended_s - ran.started_s
+        self.metrics.host_time_s += (ran.started_s - started_s) + (ended_s - ran.ended_s)
+        self._count(plan, scores, more, num_tokens=len(batch.token_ids))
+        self.metrics.step_time_s.observe(ended_s - started_s)
+        shape = StepShape(
+            plan.num_rows,
+            scores.token.size,
+            int(plan.draft_stop.sum()),
+            has_latents=step.network.latents is not None,
+        )
+        self.step_time.observe(shape, ended_s - started_s)
+        self.metrics.step_row_s = self.step_time.row_price(shape.rows)
+        tokens.request_ids.extend(batch.request_ids)
+        tokens.token_ids.extend(batch.token_ids)
+        deltas.extend(more)
+
+    def _attempt(self, only: Collection[str] | None, *, now_s: float) -> _Ran | None:
+        """Plan and run a step, or leave everything as it was and raise StepFailed.
+
+        None when there is nothing to run.
+        """
+        undo = self.scheduler.undo
+        self.scheduler.begin_step()
+        try:
+            ran = self._plan_and_run(only, now_s=now_s)
+        except Exception as error:
+            suspects = self.scheduler.requests_of_step(only)
+            if leaves_doubt(error) or not suspects:
+                raise
+            log.exception("a step failed and is taken back; its requests run apart")
+            failure = StepFailed(
+                f"{type(error).__name__} in the step",
+                suspects=suspects,
+                guilty=self._guilty_of(error),
+            )
+            self.runner.take_back()
+            undo.take_back()
+            raise failure from error
+        undo.keep_changes()
+        return ran
+
+    def _plan_and_run(self, only: Collection[str] | None, *, now_s: float) -> _Ran | None:
+        plan = self.scheduler.plan(now_s=now_s, only=only)
+        if plan is None:
+            return None
+        self._buffer.reset()
+        step = self._build(plan)
+        spec = build_score_spec(
+            step.scored,
+            self.table,
+            self.scheduler.records,
+            self.vocabulary,
+            buffer=self._buffer,
+        )
+        self._buffer.flush()
+        built_s = self._clock()
+        scores = self.runner.run(step, spec)
+        check_numbers(scores, step.scored.seats)
+        return _Ran(plan, step, scores, started_s=built_s, ended_s=self._clock())
+
+    def _guilty_of(self, error: Exception) -> list[str]:
+        """Requests that a failure names as its causes."""
+        if not isinstance(error, NotANumber):
+            return []
+        self.metrics.requests_not_a_number += error.seats.size
+        return [self.scheduler.record(seat).request.id for seat in error.seats.tolist()]
+
+    def _fail(self, request_id: str, reason: str) -> Delta:
+        """End a request that makes steps fail; nothing of what it stored is found again."""
+        self.metrics.requests_failed += 1
+        seat = self.scheduler.seat_of(request_id)
+        if seat is not None:
+            return self.advance.deltas.fail(seat, reason, now_s=self._clock())
+        self.scheduler.waiting.remove(request_id)
+        return Delta(request_id=request_id, finish=FinishReason.ERROR, error=reason)
 
     def _check(self, request: Request) -> None:
         """Refuse what could never run; the API has checked this too, in its own words."""
@@ -211,10 +356,6 @@ class Engine:
         check_prediction(
             request.prediction, params, self.family, context_length=self.context_length
         )
-        if params.grammar is not None:
-            if self.grammars is None:
-                raise RequestError("this model has no tokenizer", field="response_format")
-            self.grammars.constraint(params.grammar)
         ids = np.asarray(request.prompt + request.suffix + request.prediction, dtype=np.int64)
         if ids.min() < 0 or ids.max() >= self.vocabulary.size:
             raise RequestError(
@@ -284,7 +425,7 @@ class Engine:
     def _gauge(self) -> None:
         metrics, scheduler = self.metrics, self.scheduler
         metrics.num_running = scheduler.num_seated
-        metrics.num_waiting = len(scheduler.waiting)
+        metrics.num_waiting = len(scheduler.waiting) + self.num_compiling
         metrics.pages_used = scheduler.pool.num_held
         metrics.pages_open = self.table.num_open_pages
         metrics.num_preemptions = scheduler.num_preemptions
@@ -299,6 +440,21 @@ class Engine:
             metrics.width_switches = balance.counts.num_switches
             metrics.width_probes = balance.counts.num_probes
             metrics.width_handovers = balance.counts.num_handed_to_ar
+
+
+def _refusal(request: Request, error: Exception | None) -> Delta:
+    """The answer to a request that was not taken in."""
+    if isinstance(error, RequestError):
+        return Delta(
+            request_id=request.id,
+            finish=FinishReason.ERROR,
+            error=str(error),
+            is_refusal=True,
+            error_field=error.field,
+        )
+    log.error("request %s cannot be taken in", request.id, exc_info=error)
+    reason = f"{type(error).__name__} while it was taken in"
+    return Delta(request_id=request.id, finish=FinishReason.ERROR, error=reason)
 
 
 def cache_for(
@@ -354,6 +510,6 @@ def model_info(
         mask_token_id=rule.mask_token_id,
         block_length=rule.block_length,
         can_infill=rule.can_infill,
-        can_constrain=engine.grammars is not None,
+        can_constrain=engine.can_constrain,
         load_s=load_s,
     )

@@ -57,6 +57,8 @@ class EngineMetrics:
     Everything else counts up from the start of the process; times are seconds.
     prefix_queries, prefix_hits: prompt tokens looked up in the prefix cache, and found there.
     rows_settled, rows_verified, rows_drafted: rows run, by kind.
+    steps_taken_back: steps that failed and were undone; requests_failed: requests that made them
+    fail; requests_not_a_number: of these, those for which the network's scores were no numbers.
     drafting_steps: forwards in which at least one sequence drafted.
     rows_scored: rows whose scores were computed.
     tokens_ar, tokens_diffusion, tokens_verified: answer tokens, by how they became final.
@@ -84,6 +86,9 @@ class EngineMetrics:
     prefix_queries: int = 0
     prefix_hits: int = 0
     steps: int = 0
+    steps_taken_back: int = 0
+    requests_failed: int = 0
+    requests_not_a_number: int = 0
     drafting_steps: int = 0
     rows_settled: int = 0
     rows_verified: int = 0

@@ -65,6 +65,8 @@ _WARM_UP_SHAPES = (
 # The same, and the width of their drafts, of models whose drafting rows hold latents.
 _LATENT_SHAPES = ((1, 32, 3), (1, 1, 2), (1, 8, 5), (4, 4, 3), (16, 4, 2), (1, 16, 8))
 _LATENT_TOKENS = 12
+# How often an engine that has nothing else to do looks whether a grammar is compiled.
+_COMPILING_S = 0.005
 # How often an idle engine tells the API process that it is alive.
 _HEARTBEAT_S = 1.0
 
@@ -239,6 +241,8 @@ def serve(channel: EngineChannel, engine: Engine) -> None:
     """Step while there is work, listen while there is none, until told to stop."""
     while True:
         timeout_s = 0.0 if engine.has_work else _HEARTBEAT_S
+        if engine.is_only_compiling:
+            timeout_s = _COMPILING_S
         for message in channel.receive(timeout_s=timeout_s):
             match message:
                 case Submit(request=request):

@@ -6,6 +6,7 @@ allowed, so a grammar is never applied to positions one by one. Parsing is llgui
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import llguidance.numpy
 import numpy as np
@@ -17,6 +18,8 @@ from sampler.request import GrammarKind, GrammarSpec
 from weights import Tokenizer
 
 _COMPLAINT_CHARACTERS = 500
+# A model that has nothing to say any more says blanks; indented JSON needs no longer runs.
+JSON_OPTIONS = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}
 
 
 class Constraint:
@@ -59,15 +62,17 @@ class Constraint:
         """
         masks = [self.mask()]
         taken = 0
-        for token in tokens:
-            if self.is_done or self._matcher.try_consume_tokens([token]) != 1:
-                break
-            taken += 1
-            if self.is_done:
-                break
-            masks.append(self.mask())
-        if taken:
-            self._matcher.rollback(taken)
+        try:
+            for token in tokens:
+                if self.is_done or self._matcher.try_consume_tokens([token]) != 1:
+                    break
+                taken += 1
+                if self.is_done:
+                    break
+                masks.append(self.mask())
+        finally:
+            if taken:
+                self._matcher.rollback(taken)
         return masks
 
     def take_forced(self, most: int, *, but: int | None) -> list[int]:
@@ -90,6 +95,18 @@ class Constraint:
         return count
 
 
+class CompiledGrammar:
+    """A grammar that any number of answers can be held to."""
+
+    def __init__(self, matcher: LLMatcher, *, vocabulary_size: int) -> None:
+        self._matcher = matcher
+        self._vocabulary_size = vocabulary_size
+
+    def start(self) -> Constraint:
+        """The state of an answer that has no tokens yet; takes microseconds."""
+        return Constraint(self._matcher.deep_copy(), vocabulary_size=self._vocabulary_size)
+
+
 class Grammars:
     """Makes constraints for the vocabulary of one model."""
 
@@ -101,22 +118,27 @@ class Grammars:
         wrapper = TokenizerWrapper(words)
         self._tokenizer = LLTokenizer(wrapper, n_vocab=vocabulary_size, eos_token=list(eos_ids))
 
-    def constraint(self, spec: GrammarSpec) -> Constraint:
-        """Start an answer; raises RequestError when the grammar does not compile."""
-        matcher = LLMatcher(self._tokenizer, _source(spec))
+    def compile(self, spec: GrammarSpec) -> CompiledGrammar:
+        """Compile a grammar, in any thread; raises RequestError when that is not possible."""
+        matcher = LLMatcher(self._tokenizer, grammar_source(spec))
         if matcher.is_error():
             complaint = matcher.get_error().splitlines()[0][:_COMPLAINT_CHARACTERS]
             raise RequestError(
                 f"the grammar does not compile: {complaint}", field="response_format"
             )
-        constraint = Constraint(matcher, vocabulary_size=self._vocabulary_size)
+        compiled = CompiledGrammar(matcher, vocabulary_size=self._vocabulary_size)
+        constraint = compiled.start()
         # A grammar that allows nothing at all is only found out when it is asked.
         constraint.mask()
         if constraint.failure is not None:
             raise RequestError(
                 f"the grammar cannot be kept: {constraint.failure}", field="response_format"
             )
-        return constraint
+        return compiled
+
+    def constraint(self, spec: GrammarSpec) -> Constraint:
+        """Compile a grammar and start an answer; raises RequestError like `compile`."""
+        return self.compile(spec).start()
 
 
 class _Words:
@@ -136,10 +158,14 @@ class _Words:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
 
-def _source(spec: GrammarSpec) -> str:
+def grammar_source(spec: GrammarSpec) -> str:
+    """A grammar in the form that llguidance compiles; JSON may have runs of few blanks only."""
     match spec.kind:
         case GrammarKind.JSON_SCHEMA:
-            source: str = LLMatcher.grammar_from_json_schema(spec.text)
+            # Options go with objects only; the schema that allows anything has an object's form.
+            text = "{}" if spec.text.strip() == "true" else spec.text
+            options: Any = JSON_OPTIONS if text.lstrip().startswith("{") else None
+            source: str = LLMatcher.grammar_from_json_schema(text, overrides=options)
         case GrammarKind.REGEX:
             source = LLMatcher.grammar_from_regex(spec.text)
         case GrammarKind.LARK:

@@ -92,6 +92,7 @@ class GraphRunner:
             self.num_eager += 1
             return self._eager.run(step, spec)
         self.num_replayed += 1
+        self._eager.begin()
         (hidden,) = self._networks[bucket].run(bucket, _network_inputs(step.network))
         count = step.scored.rows.size
         if count == 0:
@@ -107,6 +108,10 @@ class GraphRunner:
         if step.ratio is not None:
             scores = self._eager.ratio.apply(hidden[:count], scores, spec, step.ratio)
         return to_host(scores)
+
+    def take_back(self) -> None:
+        """Undo what the last `run`, ended or failed, changed beside entries that it stored."""
+        self._eager.take_back()
 
     def _bucket_of(self, step: NetworkInput) -> Bucket | None:
         """The bucket of a step that can be replayed."""

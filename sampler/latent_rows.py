@@ -112,7 +112,7 @@ def _moves(
             + scored.positions[speaks] % LatentTable.columns
         ),
     )
-    latents.moved(seats[on_canvas], columns[on_canvas])
+    latents.moved(seats[on_canvas], columns[on_canvas], table.undo)
     return step
 
 

@@ -58,6 +58,17 @@ class LatentStore:
         # Heun is rare: its memory is made when the first request asks for it.
         self._start: Tensor | None = None
         self._slope: Tensor | None = None
+        self._before: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def begin(self) -> None:
+        """A step runs from here on; the one before stays."""
+        self._before.clear()
+
+    def take_back(self) -> None:
+        """Undo what moved or was kept since `begin`, the latest change first."""
+        while self._before:
+            vectors, slots, before = self._before.pop()
+            vectors[slots] = before
 
     @property
     def embedding(self) -> Tensor:
@@ -77,11 +88,14 @@ class LatentStore:
         moved = torch.where(
             step.tokens.unsqueeze(-1) < 0, moved, self._latent.embedding[known].float()
         )
+        self._before.append((self.vectors, step.slots, z))
         self.vectors[step.slots] = moved
         return moved
 
     def keep_expected(self, step: LatentStep, expected: Tensor) -> None:
         """Keep what the scored rows [R, d_z] expect of the positions they speak of."""
+        before = self._expected[step.scored_slots]
+        self._before.append((self._expected, step.scored_slots, before))
         self._expected[step.scored_slots] = expected[step.scored_rows]
 
     def _with_memory(
@@ -101,6 +115,8 @@ class LatentStore:
         moved = moved + to_start * self._start[step.slots] + to_slope * self._slope[step.slots]
         velocity = (z - expected) / step.progress.clamp_min(1e-6).unsqueeze(-1)
         slots = step.slots[step.remembers]
+        for memory in (self._start, self._slope):
+            self._before.append((memory, slots, memory[slots]))
         self._start[slots] = z[step.remembers]
         self._slope[slots] = velocity[step.remembers]
         return moved

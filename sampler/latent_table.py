@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampler.latent_knobs import LatentKnobs
+from sampler.undo import Undo
 
 # Of any canvas of latents.
 LARGEST_LATENT_WIDTH = 64
@@ -79,7 +80,9 @@ class LatentTable:
         self.slope[seats, columns] = slope
         self.noise[seats, columns] = noise
 
-    def moved(self, seats: IntArray, columns: IntArray) -> None:
+    def moved(self, seats: IntArray, columns: IntArray, undo: Undo) -> None:
         """The moves were made: what follows is to stay."""
+        at = (seats, columns)
+        undo.note_part(self, at, "keep", "expected", "start", "slope", "noise", "remembers")
         self.set_move(seats, columns, keep=1.0)
         self.remembers[seats, columns] = False

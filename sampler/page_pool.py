@@ -15,15 +15,23 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sampler.undo import Undo
+
 
 class PagePool:
     """Take, share and give back pages.
 
     on_evict: called with the number of an idle page that is taken for something else.
+    undo:     takes back what a planned step did
     """
 
     def __init__(
-        self, *, num_pages: int, page_size: int, on_evict: Callable[[int], None] | None = None
+        self,
+        *,
+        num_pages: int,
+        page_size: int,
+        on_evict: Callable[[int], None] | None = None,
+        undo: Undo | None = None,
     ) -> None:
         """Start with every page free; raises ValueError when a size is below 1."""
         if num_pages < 1 or page_size < 1:
@@ -36,7 +44,10 @@ class PagePool:
         self._owners = np.zeros(num_pages, dtype=np.int32)
         self._is_free = np.ones(num_pages, dtype=np.bool_)
         self._num_free = num_pages
-        self._idle: OrderedDict[int, None] = OrderedDict()
+        # When each idle page became idle, counted in pages; the first one is taken first.
+        self._idle: OrderedDict[int, int] = OrderedDict()
+        self._num_idled = 0
+        self._undo = undo or Undo()
         # Where the search for a run of free pages goes on, so that sequences which start one
         # after the other are laid out apart and each can grow into pages that follow its own.
         self._next_run = 0
@@ -96,10 +107,13 @@ class PagePool:
         """
         if self._num_free > 0:
             page = near if 0 <= near < self.num_pages and self._is_free[near] else self._any_free()
+            self._note(page)
             self._is_free[page] = False
             self._num_free -= 1
         elif self._idle:
-            page, _ = self._idle.popitem(last=False)
+            page = next(iter(self._idle))
+            self._note(page)
+            del self._idle[page]
             if self._on_evict is not None:
                 self._on_evict(page)
         else:
@@ -111,6 +125,7 @@ class PagePool:
         """Add an owner to a held or idle page; raises RuntimeError when the page is free."""
         if self._is_free[page]:
             raise RuntimeError(f"page {page} is free and cannot be shared")
+        self._note(page)
         self._idle.pop(page, None)
         self._owners[page] += 1
 
@@ -121,11 +136,13 @@ class PagePool:
         """
         if self._owners[page] < 1:
             raise RuntimeError(f"page {page} has no owner to give it back")
+        self._note(page)
         self._owners[page] -= 1
         if self._owners[page] > 0:
             return
         if keep:
-            self._idle[page] = None
+            self._idle[page] = self._num_idled
+            self._num_idled += 1
         else:
             self._is_free[page] = True
             self._num_free += 1
@@ -138,6 +155,29 @@ class PagePool:
                 self._on_evict(page)
             self._is_free[page] = True
             self._num_free += 1
+
+    def begin_step(self) -> None:
+        """Note what counts all pages, before a step is planned."""
+        # Noted first, done last.
+        self._undo.note(self._sort_idle)
+        self._undo.note_values(self, "_num_free", "_next_run", "_num_idled")
+
+    def _sort_idle(self) -> None:
+        """Put idle pages back into the order in which they became idle."""
+        self._idle = OrderedDict(sorted(self._idle.items(), key=lambda entry: entry[1]))
+
+    def _note(self, page: int) -> None:
+        """Note what a page is, before it becomes something else."""
+        if self._undo.is_noting:
+            owners, is_free = int(self._owners[page]), bool(self._is_free[page])
+            since = self._idle.get(page)
+            self._undo.note(lambda: self._restore(page, owners, is_free=is_free, since=since))
+
+    def _restore(self, page: int, owners: int, *, is_free: bool, since: int | None) -> None:
+        self._owners[page], self._is_free[page] = owners, is_free
+        self._idle.pop(page, None)
+        if since is not None:
+            self._idle[page] = since
 
     def _any_free(self) -> int:
         ahead = self._is_free[self._next_run :]

@@ -10,7 +10,7 @@ Saxena 2023, "Prompt Lookup Decoding"; we take the latest occurrence, not the fi
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,6 +186,14 @@ class Proposer:
         self._num_offered = guesses.size
         return guesses
 
+    def remembered(self) -> Callable[[], None]:
+        """What makes the proposer what it is now, whatever it proposes meanwhile."""
+        before = vars(self) | {
+            "_num_tested": self._num_tested.copy(),
+            "_num_true": self._num_true.copy(),
+        }
+        return lambda: vars(self).update(before)
+
     def observe(self, *, num_confirmed: int) -> None:
         """The guesses were run, and so many of the first ones came true."""
         offered, self._num_offered = self._num_offered, 0
@@ -299,6 +307,7 @@ def begin_proposals(
         # Behind the last guess one more token is drawn.
         most = min(left, int(table.limit[seat]) - 1 - final)
         prompt_length = int(table.prompt_length[seat])
+        table.undo.note(proposer.remembered())
         guesses = proposer.propose(
             table.tokens[seat, :final],
             prompt_length=prompt_length,
@@ -307,10 +316,12 @@ def begin_proposals(
         )
         if guesses.size == 0:
             continue
-        table.tokens[seat, final : final + guesses.size] = guesses
+        stop = final + guesses.size
+        table.undo.note_part(table, (seat, slice(final, stop)), "tokens", "confidence")
+        table.tokens[seat, final:stop] = guesses
         # No network has said how probable they are.
-        table.confidence[seat, final : final + guesses.size] = 0.0
-        table.canvas_stop[seat] = final + guesses.size
+        table.confidence[seat, final:stop] = 0.0
+        table.canvas_stop[seat] = stop
         table.stage[seat] = Stage.VERIFY
         # No round of drafts is under way.
         table.round_width[seat] = table.num_drafts[seat] = 0

@@ -13,12 +13,15 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from sampler.undo import Undo
+
 
 class PrefixCache:
     """Keys of pages that are settled and may be shared."""
 
-    def __init__(self, *, page_size: int) -> None:
+    def __init__(self, *, page_size: int, undo: Undo | None = None) -> None:
         self.page_size = page_size
+        self._undo = undo or Undo()
         self._page_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
 
@@ -62,6 +65,7 @@ class PrefixCache:
         key = self._key_of.pop(page, None)
         if key is not None:
             del self._page_of[key]
+            self._undo.note(lambda: self.register(key, page))
 
     def match(
         self, text: NDArray[np.int32], sharing_length: int, salt: str = ""

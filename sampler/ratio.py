@@ -77,6 +77,16 @@ class RatioVerifier:
     def __init__(self, network: Network) -> None:
         self._network = network
         self._kept: dict[int, _Kept] = {}
+        self._before: dict[int, _Kept] | None = None
+
+    def begin(self) -> None:
+        """A step runs from here on; the one before stays."""
+        self._before = None
+
+    def take_back(self) -> None:
+        """Undo what was kept and verified since `begin`."""
+        if self._before is not None:
+            self._kept, self._before = self._before, None
 
     def apply(
         self, hidden: Tensor, scores: RowScores, spec: ScoreSpec, step: RatioStep
@@ -86,6 +96,7 @@ class RatioVerifier:
         Proposals that were not drafted here, as guesses from known text, stay verified by what
         their rows drew.
         """
+        self._before = self._kept.copy()
         scores = self._verify(hidden, scores, spec, step)
         drafts = step.drafts
         for seat in np.unique(drafts.seats).tolist():

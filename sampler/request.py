@@ -157,7 +157,7 @@ class DecodingParams:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the tokens of one request are chosen; ranges are checked by `check_sampling_params`.
+    """How the tokens of one request are chosen; the API checks the ranges (`server/schema`).
 
     max_tokens:         answer tokens at most, at least 1
     min_tokens:         no stop token is drawn before so many

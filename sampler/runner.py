@@ -44,6 +44,9 @@ class StepRunner(Protocol):
     def run(self, step: StepInput, spec: ScoreSpec) -> HostScores:
         """Store what the rows settle and score the rows that ask for it."""
 
+    def take_back(self) -> None:
+        """Undo what the last `run`, ended or failed, changed beside entries that it stored."""
+
 
 class Runner:
     """Runs steps of one network over one cache."""
@@ -60,6 +63,7 @@ class Runner:
     @torch.inference_mode()
     def run(self, step: StepInput, spec: ScoreSpec) -> HostScores:
         """Store what the rows settle and score the rows that ask for it."""
+        self.begin()
         inputs = step.network
         if step.latents is not None:
             assert self.latents is not None, "only networks with latents get them"
@@ -77,6 +81,19 @@ class Runner:
         if step.ratio is not None:
             scores = self.ratio.apply(hidden, scores, spec, step.ratio)
         return to_host(scores)
+
+    def begin(self) -> None:
+        """A step runs from here on; the one before stays."""
+        self.ratio.begin()
+        if self.latents is not None:
+            self.latents.begin()
+
+    @torch.inference_mode()
+    def take_back(self) -> None:
+        """Undo what the last `run`, ended or failed, changed beside entries that it stored."""
+        self.ratio.take_back()
+        if self.latents is not None:
+            self.latents.take_back()
 
 
 def no_scores() -> HostScores:

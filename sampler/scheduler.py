@@ -6,6 +6,8 @@ sequence is preempted: it gives up its pages and what it had settled, and nothin
 """
 
 import logging
+from collections.abc import Collection
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,7 @@ from sampler.balance import Balance, Load
 from sampler.canvas_spans import CanvasSpans
 from sampler.decoding import Lookup, resolve_decoding
 from sampler.engine_config import EngineConfig
-from sampler.grammar import Constraint, Grammars
+from sampler.grammar import CompiledGrammar
 from sampler.latent_spans import LatentSpans
 from sampler.page_pool import PagePool
 from sampler.plan import Plan
@@ -46,17 +48,22 @@ class Scheduler:
         config: EngineConfig,
         num_pages: int,
         eos_ids: frozenset[int],
-        grammars: Grammars | None = None,
         balance: Balance | None = None,
     ) -> None:
         self.table = table
+        self.undo = table.undo
         self.balance = balance
         self.rule = rule
         self.family = family
         cached = config.prefix_caching
-        self.prefix_cache = PrefixCache(page_size=table.page_size) if cached else None
+        self.prefix_cache = (
+            PrefixCache(page_size=table.page_size, undo=self.undo) if cached else None
+        )
         self.pool = PagePool(
-            num_pages=num_pages, page_size=table.page_size, on_evict=self._forget_page
+            num_pages=num_pages,
+            page_size=table.page_size,
+            on_evict=self._forget_page,
+            undo=self.undo,
         )
         self.max_rows = config.max_rows
         self.eos_ids = eos_ids
@@ -66,7 +73,8 @@ class Scheduler:
         self.prefix_queries = 0
         self.prefix_hits = 0
         self._seat_of: dict[str, int] = {}
-        self._grammars = grammars
+        # Whose admission is under way.
+        self._admitting: str | None = None
         self._seeds = np.random.default_rng(config.seed)
 
     @property
@@ -85,32 +93,65 @@ class Scheduler:
         assert record is not None, f"seat {seat} is empty"
         return record
 
-    def add(self, request: Request) -> None:
-        """Put a request in line."""
-        self.waiting.push(request)
+    def add(self, request: Request, grammar: CompiledGrammar | None = None) -> None:
+        """Put a request in line, with the grammar that it is held to."""
+        self.waiting.push(request, grammar)
 
     def seat_of(self, request_id: str) -> int | None:
         """The seat of a request, or None when it has none (yet, or any more)."""
         return self._seat_of.get(request_id)
 
-    def release(self, seat: int) -> None:
-        """End a sequence: every page and the seat are given back. The only way out of a seat."""
+    def release(self, seat: int, *, forgets: bool = False) -> None:
+        """End a sequence: every page and the seat are given back. The only way out of a seat.
+
+        forgets: what its pages hold is not to be found again
+        """
         record = self.record(seat)
+        if forgets:
+            for page in self.table.pages[seat, : self.table.num_pages[seat]].tolist():
+                self._forget_page(page)
         self._give_back_pages(seat)
         self.table.state[seat] = SeatState.EMPTY
         self.records[seat] = None
         del self._seat_of[record.request.id]
 
-    def plan(self, *, now_s: float) -> Plan | None:
-        """The next step, with pages for every row of it; None when nothing can run."""
+    def begin_step(self) -> None:
+        """What is planned from here on can be taken back, until the undo is told to keep it."""
+        self.undo.begin()
+        self.table.begin_step()
+        self.pool.begin_step()
+        self.undo.note_values(self, "num_preemptions", "prefix_queries", "prefix_hits")
+        if self.balance is not None:
+            self.balance.begin_step(self.undo)
+        self._admitting = None
+
+    def requests_of_step(self, only: Collection[str] | None) -> list[str]:
+        """Who may have part in the step that is being planned, most urgent first."""
+        running = [self.record(seat).request.id for seat in self.table.running().tolist()]
+        chosen = [name for name in running if only is None or name in only]
+        if self._admitting is not None and self._admitting not in chosen:
+            chosen.append(self._admitting)
+        return chosen
+
+    def plan(self, *, now_s: float, only: Collection[str] | None = None) -> Plan | None:
+        """The next step, with pages for every row of it; None when nothing can run.
+
+        only: ids of requests that may take part, running or waiting; None for all
+        """
         self._resume()
-        self._admit(now_s)
-        seats = self.table.running()
+        self._admit(now_s, only)
+        seats = self._taking_part(self.table.running(), only)
         if seats.size == 0:
             return None
         self._begin_rounds(seats, self._propose(seats))
         plan = self._cut_to_budget(self.rule.spans(self.table, seats))
         return self._with_pages(plan)
+
+    def _taking_part(self, seats: IntArray, only: Collection[str] | None) -> IntArray:
+        if only is None:
+            return seats
+        chosen = [self.record(seat).request.id in only for seat in seats.tolist()]
+        return seats[np.array(chosen, dtype=np.bool_)]
 
     def settle(self, plan: Plan) -> None:
         """Record that a step ran: what it settled is in the cache, complete pages get keys."""
@@ -204,19 +245,22 @@ class Scheduler:
             table.prompt_stop[seat] = table.final[seat]
             table.needs_refresh[seat] = True
 
-    def _admit(self, now_s: float) -> None:
+    def _admit(self, now_s: float, only: Collection[str] | None) -> None:
         """Seat waiting requests while there are seats and room for their prompts."""
         table = self.table
         while (entry := self.waiting.first()) is not None:
             request = entry.request
+            if only is not None and request.id not in only:
+                return
             if len(self._seat_of) == table.num_seats or (table.state == SeatState.PAUSED).any():
                 return
             if not self._has_room(len(request.prompt)):
                 return
-            self.waiting.pop()
+            self._admitting = request.id
+            self.undo.note(partial(self.waiting.put_back, self.waiting.pop()))
             seed = request.params.seed
             if seed is None:
-                seed = int(self._seeds.integers(0, 1 << 62))
+                seed = self._draw_seed()
             decoding = resolve_decoding(request.params, self.family)
             seat = table.seat(request, decoding, number=entry.number, seed=seed)
             table.room[seat] = self.rule.room(
@@ -224,30 +268,37 @@ class Scheduler:
                 block_length=decoding.block_length,
                 context_length=table.max_context,
             )
-            self._seat_of[request.id] = seat
             is_beside = decoding.lookup is Lookup.BESIDE
             self.records[seat] = SeatRecord(
                 request=request,
                 seed=seed,
                 stop_ids=self._stop_ids(request),
                 page_key=b"",
-                constraint=self._constraint(request),
+                constraint=None if entry.grammar is None else entry.grammar.start(),
                 proposer=proposer_for(request, decoding),
                 endings=endings_for(decoding) if is_beside else None,
                 scheduled_s=now_s,
             )
+            self._seat_of[request.id] = seat
+            self.undo.note(partial(self._unseat, seat))
             if self.balance is not None:
                 cap, is_seeded = decoding.width, request.params.seed is not None
                 self.balance.seat(seat, cap=cap, is_seeded=is_seeded)
             self.rule.open_sequence(table, seat, request)
             self.record(seat).cached_tokens = self._reuse_prefix(seat)
+            self._admitting = None
 
-    def _constraint(self, request: Request) -> Constraint | None:
-        spec = request.params.grammar
-        if spec is None:
-            return None
-        assert self._grammars is not None, "the engine refuses grammars it cannot keep"
-        return self._grammars.constraint(spec)
+    def _unseat(self, seat: int) -> None:
+        """Undo a seating; arrays of the table and pages are taken back elsewhere."""
+        record, self.records[seat] = self.records[seat], None
+        if record is not None:
+            del self._seat_of[record.request.id]
+
+    def _draw_seed(self) -> int:
+        generator = self._seeds.bit_generator
+        if self.undo.is_noting:
+            self.undo.note(partial(setattr, generator, "state", generator.state))
+        return int(self._seeds.integers(0, 1 << 62))
 
     def _stop_ids(self, request: Request) -> frozenset[int]:
         own = frozenset() if request.params.ignore_eos else self.eos_ids
@@ -270,6 +321,7 @@ class Scheduler:
     def _reuse_prefix(self, seat: int) -> int:
         """Share the pages that hold the beginning of the seat's text; how many entries that is."""
         table, record = self.table, self.record(seat)
+        self.undo.note_values(record, "page_key", "num_keyed")
         record.num_keyed = 0
         if self.prefix_cache is None:
             return 0
@@ -359,6 +411,7 @@ class Scheduler:
     def _preempt(self, seat: int) -> None:
         record = self.record(seat)
         log.info("preempting request %s to free its pages", record.request.id)
+        self.undo.note_values(record, "num_preemptions")
         self._give_back_pages(seat)
         self.table.state[seat] = SeatState.PAUSED
         record.num_preemptions += 1

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sampler.decoding import Decoding
 from sampler.latent_table import LatentTable
 from sampler.request import Request, TokenKind, is_special
+from sampler.undo import Undo
 
 IntArray = NDArray[np.int64]
 _T = TypeVar("_T", bound=np.generic)
@@ -92,6 +93,7 @@ class SequenceTable:
     latents:               `LatentTable` of a family with latent canvases, or None
     draws_mask:            a row drew the mask token and nothing was accepted: it is forbidden
                            in the next step
+    undo:                  takes a planned step back; whoever plans notes changes in it
     """
 
     def __init__(
@@ -102,10 +104,34 @@ class SequenceTable:
         self.page_size = page_size
         self.most_entries = NO_LIMIT
         self.latents: LatentTable | None = None
+        self.undo = Undo()
         self._allocate_texts(any_order)
         self._allocate_progress()
         self._allocate_sampling()
         self._allocate_decoding()
+        self._columns = self._lay_side_by_side()
+
+    def _lay_side_by_side(self) -> NDArray[np.uint8]:
+        """Put the arrays with one entry a seat into one piece of memory, so that one copy does."""
+        arrays = {
+            name: array
+            for name, array in vars(self).items()
+            if isinstance(array, np.ndarray) and array.ndim == 1
+        }
+        memory = np.empty(sum(array.nbytes for array in arrays.values()), dtype=np.uint8)
+        start = 0
+        # The widest entries first, so that each array is aligned.
+        for name in sorted(arrays, key=lambda name: -arrays[name].itemsize):
+            array = arrays[name]
+            place = memory[start : start + array.nbytes].view(array.dtype)
+            place[:] = array
+            setattr(self, name, place)
+            start += array.nbytes
+        return memory
+
+    def begin_step(self) -> None:
+        """Note what every seat is at, before a step is planned."""
+        self.undo.note_arrays(self, "_columns")
 
     def _allocate_texts(self, any_order: bool) -> None:
         """Arrays by position, widened as longer requests come."""

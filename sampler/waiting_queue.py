@@ -3,16 +3,21 @@
 import heapq
 from dataclasses import dataclass, field
 
+from sampler.grammar import CompiledGrammar
 from sampler.request import Request
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class WaitingRequest:
-    """A request in line: by priority (lower first), then by arrival."""
+    """A request in line: by priority (lower first), then by arrival.
+
+    grammar: what its answer is held to, compiled
+    """
 
     priority: int
     number: int
     request: Request = field(compare=False)
+    grammar: CompiledGrammar | None = field(default=None, compare=False)
 
 
 class WaitingQueue:
@@ -26,11 +31,11 @@ class WaitingQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def push(self, request: Request) -> None:
+    def push(self, request: Request, grammar: CompiledGrammar | None = None) -> None:
         """Put a request in line; raises ValueError when its id is there already."""
         if request.id in self._waiting:
             raise ValueError(f"a request with the id {request.id!r} is waiting already")
-        entry = WaitingRequest(request.priority, self._number, request)
+        entry = WaitingRequest(request.priority, self._number, request, grammar)
         self._number += 1
         self._waiting[request.id] = entry
         heapq.heappush(self._heap, entry)
@@ -49,6 +54,11 @@ class WaitingQueue:
         heapq.heappop(self._heap)
         del self._waiting[entry.request.id]
         return entry
+
+    def put_back(self, entry: WaitingRequest) -> None:
+        """Undo a `pop`: the request stands where it stood."""
+        self._waiting[entry.request.id] = entry
+        heapq.heappush(self._heap, entry)
 
     def remove(self, request_id: str) -> Request | None:
         """Take a request out wherever it stands, or None when it does not wait."""

@@ -48,6 +48,13 @@ class EngineCollector(Collector):
         yield _gauge("estuary_pages_capacity", "Cache pages", metrics.pages_total, labels)
         for name, text, value in (
             ("estuary_forward_passes", "Runs of the network", metrics.steps),
+            ("estuary_steps_taken_back", "Steps that failed", metrics.steps_taken_back),
+            ("estuary_requests_failed", "Requests that failed steps", metrics.requests_failed),
+            (
+                "estuary_requests_not_a_number",
+                "Requests whose scores were no numbers",
+                metrics.requests_not_a_number,
+            ),
             ("estuary_preemptions", "Sequences that gave up their pages", metrics.num_preemptions),
             ("estuary_prompt_tokens", "Prompt tokens of requests", metrics.prompt_tokens),
             ("estuary_prefix_queries", "Prompt tokens looked up", metrics.prefix_queries),

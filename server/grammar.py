@@ -5,12 +5,14 @@ thread, and llguidance bounds its own work.
 """
 
 import json
+from functools import lru_cache
 
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import gbnf_to_lark
 from pydantic import JsonValue
 
 from sampler import GrammarKind, GrammarSpec, ModelInfo
+from sampler.grammar import grammar_source
 from server.error_responses import ApiError, ErrorAnswer, invalid, unsupported
 from server.limits import MAX_GRAMMAR_CHARACTERS, MAX_SCHEMA_DEPTH
 from server.schema.common import SamplingBody
@@ -22,6 +24,8 @@ from server.schema.grammar import (
     StructuredOutputs,
 )
 
+# Texts of at most 64 Ki characters.
+_CHECKED_GRAMMARS = 256
 _ANY_OBJECT = GrammarSpec(GrammarKind.JSON_SCHEMA, '{"type":"object"}')
 
 
@@ -48,7 +52,7 @@ def check_grammar(spec: GrammarSpec, info: ModelInfo, *, param: str) -> None:
     """Raise ApiError when the model cannot be held to the grammar, or it does not compile."""
     if not info.can_constrain:
         raise unsupported(param, "answers cannot be held to a format")
-    complaint = LLMatcher.validate_grammar(_source(spec))
+    complaint = _complaint(spec)
     if complaint:
         raise ApiError(
             ErrorAnswer(
@@ -59,6 +63,13 @@ def check_grammar(spec: GrammarSpec, info: ModelInfo, *, param: str) -> None:
                 param=param,
             )
         )
+
+
+@lru_cache(maxsize=_CHECKED_GRAMMARS)
+def _complaint(spec: GrammarSpec) -> str:
+    """Why a grammar does not compile; empty when it does. The prompts of a body share one check."""
+    complaint: str = LLMatcher.validate_grammar(grammar_source(spec))
+    return complaint
 
 
 def schema_grammar(schema: JsonValue, *, param: str) -> GrammarSpec:
@@ -155,11 +166,3 @@ def _children(value: JsonValue) -> list[JsonValue]:
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []
-
-
-def _source(spec: GrammarSpec) -> str:
-    if spec.kind is GrammarKind.JSON_SCHEMA:
-        return LLMatcher.grammar_from_json_schema(spec.text)
-    if spec.kind is GrammarKind.REGEX:
-        return LLMatcher.grammar_from_regex(spec.text)
-    return LLMatcher.grammar_from_lark(spec.text)

@@ -8,6 +8,8 @@ from server.error_responses import invalid, unsupported
 from server.grammar import grammar_of
 from server.schema.common import DecodingBody, SamplingBody
 
+# Of a token id; no model has more.
+_MOST_DIGITS = 12
 # Knobs of steps that draft; a model that only goes left to right cannot honour them.
 _DRAFTING_FIELDS = (
     "width",
@@ -130,13 +132,26 @@ def known_ids(param: str, token_ids: Sequence[int], info: ModelInfo) -> tuple[in
 
 
 def _logit_bias(bias: Mapping[str, float], info: ModelInfo) -> tuple[tuple[int, float], ...]:
-    pairs = []
+    pairs: dict[int, float] = {}
     for name, value in bias.items():
-        # str.isdecimal accepts digits of every script; ids are written in ASCII.
-        if not (name.isascii() and name.isdecimal()) or int(name[:12]) >= info.vocab_size:
+        token_id = _token_id(name)
+        if token_id is None or token_id >= info.vocab_size:
             raise invalid(
                 f"logit_bias: keys must be token ids below {info.vocab_size}, got {name[:32]!r}",
                 param="logit_bias",
             )
-        pairs.append((int(name), value))
-    return tuple(pairs)
+        if token_id in pairs:
+            raise invalid(
+                f"logit_bias: token id {token_id} is given more than once", param="logit_bias"
+            )
+        pairs[token_id] = value
+    return tuple(pairs.items())
+
+
+def _token_id(name: str) -> int | None:
+    """The number that a key writes, leading zeros or not; None when it writes none."""
+    # str.isdecimal accepts digits of every script; ids are written in ASCII.
+    if not (name.isascii() and name.isdecimal()):
+        return None
+    digits = name.lstrip("0") or "0"
+    return int(digits) if len(digits) <= _MOST_DIGITS else None

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from sampler import EngineStopped
 from server.engine import Engine
+from server.engine_restarts import EngineRestarts
 from server.http_protocol import bounded_protocol
 from server.settings import Settings, SettingsError
 from server.state import ServerState
@@ -45,6 +46,7 @@ class GracefulServer(uvicorn.Server):
         self._signals: list[int] = []
         self._stop_requested_s: float | None = None
         self._engine_died_s: float | None = None
+        self._restarts = EngineRestarts(engine) if settings.restart_engine else None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; a second signal shortens every wait, a third one skips them."""
@@ -80,11 +82,15 @@ class GracefulServer(uvicorn.Server):
             return False
         if self._engine.num_open:
             log.warning("stopping: %d requests are cancelled", self._engine.num_open)
+        if self._restarts is not None:
+            await self._restarts.stop()
         await self._engine.stop(drain_s=0.0)
         return True
 
     def _is_engine_gone(self) -> bool:
         if self._engine.is_alive:
+            return False
+        if self._restarts is not None and self._restarts.covers_death():
             return False
         if self._engine_died_s is None:
             self._engine_died_s = time.monotonic()

@@ -331,6 +331,12 @@ class Settings(BaseSettings):
         description="After that, time in which running requests may finish.",
         json_schema_extra=_about(PROCESS, "seconds"),
     )
+    restart_engine: bool = Field(
+        False,
+        description="Start an engine that ended by itself again, and answer 503 meanwhile; "
+        "without this the process ends.",
+        json_schema_extra=_about(PROCESS),
+    )
     log_format: Literal["json", "console"] | None = Field(
         None,
         description="Form of log lines; when left out, console on a terminal, else json.",

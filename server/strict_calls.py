@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pydantic import JsonValue
 
 from sampler import GrammarKind, GrammarSpec
+from sampler.grammar import JSON_OPTIONS
 from server.error_responses import invalid
 from server.grammar import schema_grammar
 from server.limits import MAX_GRAMMAR_CHARACTERS
@@ -162,4 +163,6 @@ def _is_special(mark: str, tokenizer: Tokenizer) -> bool:
 
 
 def _json(schema: JsonValue) -> str:
-    return "%json " + json.dumps(schema)
+    options = {"x-guidance": JSON_OPTIONS} if isinstance(schema, dict) else {}
+    capped = {**schema, **options} if isinstance(schema, dict) else schema
+    return "%json " + json.dumps(capped)

@@ -64,6 +64,9 @@ class HashRunner:
             self.layers[1, slot] = _mixed(self._read(0, seen[t]))
         return self._scores(step, spec, seen)
 
+    def take_back(self):
+        """Nothing but latents outlives a run, and tests of those bring their own."""
+
     def _held(self, step):
         """What latent rows hold instead of their tokens, by row: a hash of how it came about."""
         latents, moves = step.network.latents, step.latents
@@ -245,10 +248,19 @@ def run_all(engine, *requests, max_steps=2000, check=True):
     for _ in range(max_steps):
         if not engine.has_work:
             return answers
+        wait_for_grammars(engine)
         collect([engine.step()], answers)
         if check:
             check_engine(engine)
     raise AssertionError(f"still at work after {max_steps} steps")
+
+
+def wait_for_grammars(engine, *, at_most_s=20.0):
+    """Return when a step has something to do, which compiling in another thread holds up."""
+    deadline_s = time.monotonic() + at_most_s
+    while engine.is_only_compiling and not engine.has_compiled:
+        assert time.monotonic() < deadline_s, "a grammar takes too long to compile"
+        time.sleep(0.0005)
 
 
 def check_engine(engine):

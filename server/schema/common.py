@@ -31,6 +31,7 @@ from server.limits import (
 )
 from server.schema.body import Body
 from server.schema.grammar import ResponseFormat, StructuredOutputs
+from server.schema.numbers import Float32, Temperature
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 Timeout = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S)]
@@ -66,32 +67,32 @@ class EvoBody(BaseModel):
         extra="forbid", strict=True, allow_inf_nan=False, frozen=True, hide_input_in_errors=True
     )
 
-    delta_min: float | None = Field(
+    delta_min: Float32 | None = Field(
         None, ge=0, le=1, description="Progress falls by at least so much in a step."
     )
-    delta_max: float | None = Field(
+    delta_max: Float32 | None = Field(
         None, ge=0, le=1, description="Progress falls by at most so much in a step."
     )
-    finalize_uncertainty: float | None = Field(
+    finalize_uncertainty: Float32 | None = Field(
         None, ge=0, le=1, description="A position is ready below this uncertainty."
     )
-    jump_uncertainty: float | None = Field(
+    jump_uncertainty: Float32 | None = Field(
         None, ge=0, le=1, description="Below this it is ready at any progress."
     )
     uncertainty: Literal["entropy", "confidence", "margin"] | None = Field(
         None, description="What stands for uncertainty."
     )
-    t_ar: float | None = Field(
+    t_ar: Float32 | None = Field(
         None, ge=0, le=1, description="Below this mean uncertainty the canvas narrows to one."
     )
-    t_plan: float | None = Field(
+    t_plan: Float32 | None = Field(
         None, ge=0, le=1, description="Above this progress or mean uncertainty it is planned."
     )
     max_refine_steps: int | None = Field(
         None, ge=1, le=1024, description="Steps without a ready position until one is drawn."
     )
     renoise: bool = Field(False, description="Whether uncertain positions may go back.")
-    hysteresis: float | None = Field(
+    hysteresis: Float32 | None = Field(
         None, ge=0, le=1, description="By how much the wanted progress must exceed the present."
     )
     ode: Literal["euler", "heun"] | None = Field(None, description="How the flow is followed.")
@@ -120,19 +121,19 @@ class DecodingBody(BaseModel):
     rule: str | None = Field(
         None, min_length=1, max_length=64, description="Name of the acceptance rule."
     )
-    confidence: float | None = Field(
+    confidence: Float32 | None = Field(
         None, gt=0, le=1, description="Accept a draft with at least this probability."
     )
-    entropy_bound: float | None = Field(
+    entropy_bound: Float32 | None = Field(
         None, ge=0, le=100, description="Nats of dependence allowed per step."
     )
-    margin: float | None = Field(
+    margin: Float32 | None = Field(
         None, ge=0, le=1, description="Accept a draft whose two best probabilities differ so much."
     )
-    factor: float | None = Field(None, gt=0, le=1000, description="The factor rule's f.")
+    factor: Float32 | None = Field(None, gt=0, le=1000, description="The factor rule's f.")
     quota: int | None = Field(None, ge=1, le=1024, description="Tokens accepted per step.")
     steps: int | None = Field(None, ge=1, le=65536, description="Denoising steps of a schedule.")
-    alpha_0: float | None = Field(
+    alpha_0: Float32 | None = Field(
         None, ge=0, le=1, description="Share of tokens decoded by diffusion (Eso-LM)."
     )
     sub_context_length: int | None = Field(
@@ -148,13 +149,13 @@ class DecodingBody(BaseModel):
         description="What a rule ranks positions by: confidence, margin, entropy, random or "
         "left_to_right.",
     )
-    distance_weight: float | None = Field(
+    distance_weight: Float32 | None = Field(
         None, ge=0, le=100, description="Nats added per position of distance."
     )
     sub_block_length: int | None = Field(
         None, ge=1, le=1024, description="Drafts are accepted in the leftmost open part so long."
     )
-    edit_confidence: float | None = Field(
+    edit_confidence: Float32 | None = Field(
         None, gt=0, le=1, description="Replace a filled token by one at least this probable."
     )
     max_edit_steps: int | None = Field(
@@ -163,7 +164,7 @@ class DecodingBody(BaseModel):
     cache: Literal["none", "prefix", "dual"] | None = Field(
         None, description="What a bidirectional family keeps between refreshes."
     )
-    remask: float | None = Field(
+    remask: Float32 | None = Field(
         None, ge=0, lt=1, description="Largest share of filled positions that a step reopens."
     )
     infill_length: int | None = Field(
@@ -228,23 +229,23 @@ class SamplingBody(Body):
     n: int | None = Field(
         None, ge=1, le=MAX_CHOICES_PER_PROMPT, description="Answers per prompt; 1 by default."
     )
-    temperature: float | None = Field(
+    temperature: Temperature | None = Field(
         None, ge=0, le=2, description="0 takes the most likely token; 1 by default."
     )
-    top_p: float | None = Field(None, gt=0, le=1, description="Kept probability mass.")
+    top_p: Float32 | None = Field(None, gt=0, le=1, description="Kept probability mass.")
     top_k: int | None = Field(
         None, ge=-1, le=MAX_TOKENS, description="Kept tokens; 0 or -1 keeps all."
     )
-    min_p: float | None = Field(
+    min_p: Float32 | None = Field(
         None, ge=0, le=1, description="Smallest probability kept, relative to the best."
     )
     seed: int | None = Field(
         None, ge=-MAX_SEED - 1, le=MAX_SEED, description="Makes the answer repeatable."
     )
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=100, description="1 is off.")
-    logit_bias: Mapping[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+    presence_penalty: Float32 | None = Field(None, ge=-2, le=2)
+    frequency_penalty: Float32 | None = Field(None, ge=-2, le=2)
+    repetition_penalty: Float32 | None = Field(None, gt=0, le=100, description="1 is off.")
+    logit_bias: Mapping[str, Annotated[Float32, Field(ge=-100, le=100)]] | None = Field(
         None, max_length=MAX_LOGIT_BIAS, description="Token id to what is added to its logit."
     )
     stop: Annotated[

@@ -12,6 +12,7 @@ from server.limits import (
 )
 from server.schema.body import Body
 from server.schema.common import DecodingBody, StopString, Timeout
+from server.schema.numbers import Float32, Temperature
 from server.schema.tools import ToolName
 
 
@@ -108,8 +109,8 @@ class MessagesBody(CountBody):
     """What a client sends to `/v1/messages`."""
 
     max_tokens: int = Field(ge=1, le=MAX_TOKENS)
-    temperature: float | None = Field(None, ge=0, le=1)
-    top_p: float | None = Field(None, gt=0, le=1)
+    temperature: Temperature | None = Field(None, ge=0, le=1)
+    top_p: Float32 | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=MAX_TOKENS)
     stop_sequences: list[StopString] | None = Field(None, max_length=MAX_STOP_STRINGS)
     stream: bool | None = None

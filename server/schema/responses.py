@@ -13,6 +13,7 @@ from pydantic import (
 from server.limits import MAX_LOGPROBS, MAX_MESSAGES, MAX_SEED, MAX_TOKENS
 from server.schema.body import Body
 from server.schema.common import DecodingBody, Timeout
+from server.schema.numbers import Float32, Temperature
 from server.schema.tools import ToolName
 
 
@@ -125,8 +126,8 @@ class ResponsesBody(Body):
     ] = Field(min_length=1, max_length=MAX_MESSAGES)
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    temperature: Temperature | None = Field(None, ge=0, le=2)
+    top_p: Float32 | None = Field(None, gt=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     stream: bool | None = None
     text: TextOptions | None = None

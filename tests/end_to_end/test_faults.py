@@ -147,3 +147,30 @@ def test_lookup_gives_the_same_answer(llama):
     decoding = {"mode": "speculative", "drafts": "ngram"}
     looked_up = llama.complete(PROMPT, **fields, decoding=decoding)
     assert looked_up["choices"][0]["text"] == plain["choices"][0]["text"]
+
+
+def test_an_engine_that_dies_is_brought_back_while_others_are_told_to_wait(golden, tmp_path):
+    folder = write_checkpoint(golden, "llama", tmp_path)
+    with (
+        serving(folder, "--restart-engine") as server,
+        concurrent.futures.ThreadPoolExecutor(16) as pool,
+    ):
+        before = server.complete(PROMPT, **GREEDY)["choices"]
+        running = [pool.submit(_stream_to_its_end, server.address) for _ in range(16)]
+        while server.client.get("/load").json()["server_load"] < 16:
+            assert not all(each.done() for each in running)
+            time.sleep(0.005)
+        (engine,) = _children(server.process)
+        os.kill(engine, signal.SIGKILL)
+        ends = [each.result(WAITS_S)[1][-2] for each in running]
+        refused = server.client.post("/v1/completions", json={"prompt": PROMPT})
+        live = server.client.get("/livez").status_code
+        deadline_s = time.monotonic() + WAITS_S
+        while server.client.get("/ready").status_code != 200:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        assert server.complete(PROMPT, **GREEDY)["choices"] == before
+    assert any("error" in json.loads(line.removeprefix("data: ")) for line in ends)
+    assert (refused.status_code, live) == (503, 200)
+    assert refused.headers["retry-after"]
+    assert server.process.returncode == 0

@@ -159,6 +159,12 @@ def test_top_p_keeps_the_smallest_set_that_holds_the_mass(device):
     assert set(drawn.tolist()) == {0, 1}
 
 
+def test_top_p_without_any_mass_keeps_the_best(device):
+    logits = torch.tensor([0.0, 2.0, 1.0], device=device)
+    drawn = draw_from(logits, 4, top_p=torch.zeros(4, device=device))
+    assert set(drawn.tolist()) == {1}
+
+
 def test_draws_follow_the_tempered_distribution(device):
     logits = torch.tensor([1.0, 0.0, 2.0, -1.0], device=device)
     rows = 4000
@@ -262,6 +268,29 @@ def test_penalty_divides_positive_and_multiplies_negative_logits(device):
     expected = torch.tensor([2.0, 1.0, -7.5]).log_softmax(0)
     torch.testing.assert_close(scores.top_logprobs[0].cpu(), expected)
     assert scores.top_ids[0].tolist() == [0, 2, 1]
+
+
+# NumPy speaks up in the interpreter; what overflows is held within bounds behind it.
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_a_penalty_next_to_zero_leaves_no_infinity(device):
+    head = torch.tensor([[4.0], [-4.0], [1.0]], device=device)
+    adjust = SparseAdjust(
+        torch.tensor([0, 1], dtype=torch.int32, device=device),
+        torch.tensor([0], dtype=torch.int32, device=device),
+        torch.full((1,), 1e-45, device=device),
+        torch.zeros(1, device=device),
+    )
+    spec = plain(
+        1,
+        device,
+        adjust=adjust,
+        num_top=3,
+        temperature=torch.full((1,), 1e-5, device=device),
+        top_p=torch.full((1,), 0.5, device=device),
+    )
+    scores = score_rows(torch.ones(1, 1, device=device), head, None, spec)
+    assert (scores.token.item(), scores.p1.item(), scores.p2.item()) == (0, 1.0, 0.0)
+    assert scores.entropy.isfinite().all()
 
 
 def test_row_draws_the_same_alone_and_among_others(device):

@@ -10,7 +10,15 @@ from sampler.errors import RequestError
 from sampler.grammar import Grammars
 from sampler.request import FinishReason, GrammarKind, GrammarSpec
 from tests.sampler.test_canvas_engine import RULES
-from tests.tiny import EOS, VOCABULARY, check_engine, collect, hash_engine, request
+from tests.tiny import (
+    EOS,
+    VOCABULARY,
+    check_engine,
+    collect,
+    hash_engine,
+    request,
+    wait_for_grammars,
+)
 
 CHARACTERS = '{}[]":,-0123456789 abcdefghijklmnopqrstuvwxyz'
 
@@ -82,6 +90,7 @@ def run_constrained(engine, requests):
     for one in requests:
         engine.submit(one)
     for _ in range(3000):
+        wait_for_grammars(engine)
         if not engine.has_work:
             return answers
         collect([engine.step()], answers)

@@ -52,6 +52,7 @@ SETTINGS = {
     "playground",
     "drain_grace",
     "shutdown_timeout",
+    "restart_engine",
     "log_format",
     "log_level",
 }
