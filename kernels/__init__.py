@@ -20,7 +20,12 @@ from kernels.cpu import HeadLayout
 from kernels.cuda_graph import CapturedSteps, Recorder, bucket_for, padding_batch, record_graph
 from kernels.dispatch import runs_triton
 from kernels.grouped_experts import grouped_experts
-from kernels.int8_products import LinearFormat, chosen_products, default_format
+from kernels.int8_products import (
+    LinearFormat,
+    ProductChoice,
+    chosen_products,
+    default_format,
+)
 from kernels.kv_cache import KVCache, allocate_kv_cache, page_bytes
 from kernels.layer_stack import LayerParts, LayerStack, Matrix, layer_stack
 from kernels.linear import Int8Weight, linear, quantize_int8
@@ -62,6 +67,7 @@ __all__ = [
     "LinearFormat",
     "Matrix",
     "PagedBatch",
+    "ProductChoice",
     "Recorder",
     "RotaryRows",
     "RotaryTable",

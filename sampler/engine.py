@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from kernels import KVCache, allocate_kv_cache, page_bytes
+from kernels import KVCache, ProductChoice, allocate_kv_cache, page_bytes
 from sampler.advance import Advance
 from sampler.balance import Balance, branch_costs, canvas_costs, rank_costs
 from sampler.canvas_spans import CanvasSpans
@@ -497,9 +497,15 @@ def _default_cache_bytes(device: torch.device) -> int:
 
 
 def model_info(
-    *, name: str, rule: FamilyRule, family: str, engine: Engine, load_s: float
+    *,
+    name: str,
+    rule: FamilyRule,
+    family: str,
+    engine: Engine,
+    load_s: float,
+    choice: ProductChoice | None = None,
 ) -> ModelInfo:
-    """What the API process is told once the engine is ready."""
+    """What the API process is told once the engine is ready; choice: of int8 products."""
     return ModelInfo(
         name=name,
         family=family,
@@ -512,4 +518,6 @@ def model_info(
         can_infill=rule.can_infill,
         can_constrain=engine.can_constrain,
         load_s=load_s,
+        linear_format=None if choice is None else choice.format.value,
+        linear_products=None if choice is None else choice.describe(),
     )

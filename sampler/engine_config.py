@@ -12,6 +12,7 @@ class EngineConfig:
     model:          a folder or a GGUF file
     dtype:          float32, bfloat16, float16, or None: bfloat16 on a GPU, float32 on a CPU
     quantization:   int8 or None
+    linear_format:  w8a8 or w8a7 of int8 products on a CPU, or None: what suits the CPU
     device:         cpu, cuda, or None: a GPU when there is one
     page_size:      cache entries in a page
     max_sequences:  sequences that run at the same time
@@ -30,6 +31,7 @@ class EngineConfig:
     model: str
     dtype: str | None = None
     quantization: str | None = None
+    linear_format: str | None = None
     device: str | None = None
     page_size: int = 16
     max_sequences: int = 64
@@ -48,6 +50,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _check_choice("dtype", self.dtype, ("float32", "bfloat16", "float16"))
         _check_choice("quantization", self.quantization, ("int8",))
+        _check_choice("linear_format", self.linear_format, ("w8a8", "w8a7"))
         _check_range("page_size", self.page_size, MIN_PAGE_SIZE, MAX_PAGE_SIZE)
         _check_range("max_sequences", self.max_sequences, 1, 4096)
         _check_range("max_rows", self.max_rows, 1, 1 << 20)

@@ -5,6 +5,8 @@ process ends when the socket closes, when it is told to, or when the loop fails.
 """
 
 import argparse
+import ctypes
+import ctypes.util
 import logging
 import os
 import selectors
@@ -19,7 +21,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from kernels import record_graph
+from kernels import Int8Weight, LinearFormat, record_graph
 from sampler.engine import Engine, EngineLimits, cache_for, model_info
 from sampler.engine_config import EngineConfig
 from sampler.grammar import Grammars
@@ -142,6 +144,7 @@ def load_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
         dtype=_DTYPES[dtype],
         device=device,
         quantize=None if config.quantization is None else Quantize(config.quantization),
+        linear_format=None if config.linear_format is None else LinearFormat(config.linear_format),
         overrides=RuleOverrides(
             mask_token_id=config.mask_token_id, block_length=config.block_length
         ),
@@ -189,12 +192,27 @@ def load_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
         device=device,
     )
     warm_up(engine)
+    _release_unused_memory()
     load_s = time.monotonic() - started_s
     log.info("loaded %s in %.1f s on %s", model.name, load_s, device)
+    head = model.network.head_weight
     info = model_info(
-        name=model.name, rule=rule, family=model.family.name, engine=engine, load_s=load_s
+        name=model.name,
+        rule=rule,
+        family=model.family.name,
+        engine=engine,
+        load_s=load_s,
+        choice=head.choice if isinstance(head, Int8Weight) else None,
     )
     return engine, info
+
+
+def _release_unused_memory() -> None:
+    """Give back what loading took and no longer needs: the C library keeps it otherwise."""
+    library = ctypes.util.find_library("c")
+    trim = None if library is None else getattr(ctypes.CDLL(library), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def warm_up(engine: Engine, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -206,8 +224,13 @@ def warm_up(engine: Engine, *, clock: Callable[[], float] = time.monotonic) -> N
     started_s = clock()
     longest = min(engine.context_length - _LATENT_TOKENS, engine.config.max_rows)
     number = 0
+    last_rows, last_s = 1, 0.0
     for count, length, decoding in _warm_up_shapes(engine):
         if length > longest or count > engine.config.max_sequences:
+            continue
+        # A step is never begun that would, by the last one's pace, end after the time is up.
+        begun_s = clock()
+        if last_s * max(1.0, count * length / last_rows) > _WARM_UP_S - (begun_s - started_s):
             continue
         tokens = _WARM_UP_TOKENS if decoding.width is None else _LATENT_TOKENS
         for _ in range(count):
@@ -221,6 +244,7 @@ def warm_up(engine: Engine, *, clock: Callable[[], float] = time.monotonic) -> N
             number += 1
         while engine.has_work:
             engine.step()
+        last_rows, last_s = count * length, clock() - begun_s
         if clock() - started_s > _WARM_UP_S:
             break
     engine.step_time.fit()

@@ -52,6 +52,8 @@ class ModelInfo:
     modes:          decoding modes the model can do
     load_s:         seconds from the start of loading to ready
     can_constrain:  whether answers can be held to a grammar
+    linear_format:  of int8 products on a CPU, or None
+    linear_products: what multiplies them there, or None
     """
 
     name: str
@@ -65,6 +67,8 @@ class ModelInfo:
     can_infill: bool
     load_s: float
     can_constrain: bool = False
+    linear_format: str | None = None
+    linear_products: str | None = None
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):

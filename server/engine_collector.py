@@ -106,6 +106,14 @@ class EngineCollector(Collector):
             labels,
             by="event",
         )
+        info = self._engine.info
+        if info.linear_format is not None:
+            yield _gauge(
+                "estuary_linear_format_info",
+                "How int8 products round rows, and what multiplies",
+                1,
+                labels | {"format": info.linear_format, "products": info.linear_products or ""},
+            )
         yield _histogram("estuary_step_seconds", "Time of a step", metrics.step_time_s, labels)
         yield _histogram("estuary_step_rows", "Rows of a step", metrics.step_rows, labels)
         yield from _balance(metrics, labels)

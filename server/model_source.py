@@ -95,6 +95,7 @@ def engine_config(settings: Settings, path: Path) -> EngineConfig:
         model=str(path),
         dtype=settings.dtype,
         quantization=_quantization(settings),
+        linear_format=settings.linear_format,
         device=settings.device,
         page_size=settings.page_size,
         max_sequences=settings.max_num_seqs,

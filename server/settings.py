@@ -110,6 +110,13 @@ class Settings(BaseSettings):
         "a CPU, else none.",
         json_schema_extra=_about(MODEL),
     )
+    linear_format: Literal["w8a8", "w8a7"] | None = Field(
+        None,
+        description="How int8 products round their rows on a CPU, to 8 bits or to 7; when left "
+        "out, 8 where the CPU multiplies them exactly (VNNI, AMX), else 7. Pin it where several "
+        "machines have to give the same answers.",
+        json_schema_extra=_about(MODEL),
+    )
     mask_token_id: int | None = Field(
         None,
         ge=0,

@@ -60,7 +60,8 @@ class ServerState:
     def system_fingerprint(self) -> str:
         """Changes when model, version or number format change, and answers may with them."""
         info, settings = self.engine.info, self.settings
-        facts = (info.name, package_version(), settings.dtype, settings.quantization)
+        formats = (settings.dtype, settings.quantization, info.linear_format)
+        facts = (info.name, package_version(), *formats)
         return "fp_" + hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from kernels import LinearFormat
 from weights.canvas_adapter import (
     AdaptedParts,
     CanvasAdapterFile,
@@ -93,6 +94,7 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     quantize: Quantize | None = None,
+    linear_format: LinearFormat | None = None,
     overrides: RuleOverrides | None = None,
     context_length: int | None = None,
     canvas_adapter: Path | None = None,
@@ -102,6 +104,7 @@ def load_model(
     path:           a folder in the Hugging Face layout, or a GGUF file
     dtype:          float32, bfloat16 or float16
     quantize:       INT8 on a CPU
+    linear_format:  how int8 products round their rows; None for what suits this CPU
     overrides:      mask id and block length where the checkpoint is silent or wrong
     context_length: fewer positions than the network was made for (saves rotary tables)
     canvas_adapter: folder of an adapter made for this checkpoint
@@ -127,7 +130,9 @@ def load_model(
         adapted.finish()
     reader.finish()
     if quantize is not None:
-        network = quantize_network(network, calibration_ids(described.tokenizer, config))
+        network = quantize_network(
+            network, calibration_ids(described.tokenizer, config), linear_format
+        )
     log.info("loaded %s (%s) in %.1f s", described.name, family.name, time.monotonic() - started)
     return LoadedModel(
         network=network,

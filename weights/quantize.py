@@ -18,9 +18,11 @@ from torch import Tensor
 
 from kernels import (
     Int8Weight,
+    LinearFormat,
     PagedBatch,
     add_rms_norm,
     allocate_kv_cache,
+    default_format,
     plan_attention,
     quantize_int8,
     rms_norm,
@@ -72,18 +74,22 @@ def calibration_ids(tokenizer: Tokenizer | None, config: NetworkConfig) -> Tenso
 
 
 def quantize_network(
-    network: Transformer | GeluTransformer, token_ids: Tensor
+    network: Transformer | GeluTransformer,
+    token_ids: Tensor,
+    linear_format: LinearFormat | None = None,
 ) -> Transformer | GeluTransformer:
     """Keep the matrices of all linear layers and the head as int8.
 
     The token table, norms, routers, experts and draft adapters keep their float type.
 
-    token_ids: [T], a text to smooth by
+    token_ids:     [T], a text to smooth by
+    linear_format: how rows are rounded; None for what suits this CPU
     """
+    number_format = linear_format or default_format()
     with torch.inference_mode():
         if isinstance(network, Transformer):
-            return _quantize_transformer(network, token_ids)
-        return _quantize_gelu_transformer(network, token_ids)
+            return _quantize_transformer(network, token_ids, number_format)
+        return _quantize_gelu_transformer(network, token_ids, number_format)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +137,9 @@ def _start(network: Transformer | GeluTransformer, token_ids: Tensor) -> _Calibr
     return _Calibration(cache.keys[0], cache.values[0], step, positions)
 
 
-def _quantize_transformer(network: Transformer, token_ids: Tensor) -> Transformer:
+def _quantize_transformer(
+    network: Transformer, token_ids: Tensor, number_format: LinearFormat
+) -> Transformer:
     calibration = _start(network, token_ids)
     eps = network.config.norm_eps
     residual = network.vocabulary.embed(token_ids, calibration.positions)
@@ -141,24 +149,24 @@ def _quantize_transformer(network: Transformer, token_ids: Tensor) -> Transforme
     layers: list[Layer] = []
     for layer in network.layers:
         attended = calibration.attend(layer.attention, x)
-        qkv, divisor = _smoothed(layer.attention.qkv, x)
+        qkv, divisor = _smoothed(layer.attention.qkv, x, number_format)
         norms.append(norm / divisor)
         x, residual = add_rms_norm(layer.output(attended), residual, layer.feed_forward_norm, eps)
-        fed = _quantize_feed_forward(layer.feed_forward, x)
+        fed = _quantize_feed_forward(layer.feed_forward, x, number_format)
         x = layer.feed_forward(x)
         x, residual = add_rms_norm(x, residual, layer.following_norm, eps)
         layers.append(
             replace(
                 layer,
                 attention=replace(layer.attention, qkv=qkv),
-                output=_packed(layer.output),
+                output=_packed(layer.output, number_format),
                 feed_forward=fed.feed_forward,
                 feed_forward_norm=layer.feed_forward_norm / fed.divisor,
                 latent=_scaled_latent(layer.latent, fed.inner_divisor),
             )
         )
         norm = layer.following_norm
-    head, divisor = _smoothed(network.vocabulary.head, x)
+    head, divisor = _smoothed(network.vocabulary.head, x, number_format)
     norms.append(norm / divisor)
     return Transformer(
         network.config,
@@ -186,22 +194,25 @@ class _Fed:
     inner_divisor: Tensor | None = None
 
 
-def _quantize_feed_forward(feed_forward: FeedForward, x: Tensor) -> _Fed:
+def _quantize_feed_forward(
+    feed_forward: FeedForward, x: Tensor, number_format: LinearFormat
+) -> _Fed:
     if isinstance(feed_forward, GatedFeedForward):
-        return _quantize_gated(feed_forward, x)
+        return _quantize_gated(feed_forward, x, number_format)
     divisor = torch.ones_like(x[0])
     if isinstance(feed_forward, Experts) and feed_forward.shared is not None:
         # Its rows also go to the experts, so nothing can be folded into the norm.
         shared = GatedFeedForward(
-            _packed(feed_forward.shared.gate_up), _packed(feed_forward.shared.down)
+            _packed(feed_forward.shared.gate_up, number_format),
+            _packed(feed_forward.shared.down, number_format),
         )
         return _Fed(replace(feed_forward, shared=shared), divisor)
     return _Fed(feed_forward, divisor)
 
 
-def _quantize_gated(feed_forward: GatedFeedForward, x: Tensor) -> _Fed:
+def _quantize_gated(feed_forward: GatedFeedForward, x: Tensor, number_format: LinearFormat) -> _Fed:
     inner = feed_forward.inner(x)  # [T, I]
-    down, inner_divisor = _smoothed(feed_forward.down, inner)
+    down, inner_divisor = _smoothed(feed_forward.down, inner, number_format)
     # The inner columns are silu(gate) * up: dividing up's rows divides them.
     row_divisor = torch.cat([torch.ones_like(inner_divisor), inner_divisor])
     gate_up = feed_forward.gate_up
@@ -209,7 +220,7 @@ def _quantize_gated(feed_forward: GatedFeedForward, x: Tensor) -> _Fed:
         _float_weight(gate_up) / row_divisor.unsqueeze(1),
         None if gate_up.bias is None else gate_up.bias / row_divisor,
     )
-    smoothed, divisor = _smoothed(scaled, x)
+    smoothed, divisor = _smoothed(scaled, x, number_format)
     return _Fed(GatedFeedForward(smoothed, down), divisor, inner_divisor)
 
 
@@ -220,29 +231,31 @@ def _scaled_latent(latent: LatentLayer | None, inner_divisor: Tensor | None) -> 
     return latent._replace(down=latent.down._replace(down=latent.down.down * inner_divisor))
 
 
-def _quantize_gelu_transformer(network: GeluTransformer, token_ids: Tensor) -> GeluTransformer:
+def _quantize_gelu_transformer(
+    network: GeluTransformer, token_ids: Tensor, number_format: LinearFormat
+) -> GeluTransformer:
     calibration = _start(network, token_ids)
     x = network.vocabulary.embed(token_ids, calibration.positions)
     layers: list[GeluLayer] = []
     for layer in network.layers:
         normed = layer.attention_norm(x)
-        qkv, attention_divisor = _smoothed(layer.attention.qkv, normed)
+        qkv, attention_divisor = _smoothed(layer.attention.qkv, normed, number_format)
         x = x + layer.output(calibration.attend(layer.attention, normed))
         normed = layer.feed_forward_norm(x)
-        up, divisor = _smoothed(layer.feed_forward.up, normed)
+        up, divisor = _smoothed(layer.feed_forward.up, normed, number_format)
         x = x + layer.feed_forward(normed)
         layers.append(
             GeluLayer(
                 attention_norm=_divided(layer.attention_norm, attention_divisor),
                 attention=replace(layer.attention, qkv=qkv),
-                output=_packed(layer.output),
+                output=_packed(layer.output, number_format),
                 feed_forward_norm=_divided(layer.feed_forward_norm, divisor),
                 feed_forward=replace(
-                    layer.feed_forward, up=up, down=_packed(layer.feed_forward.down)
+                    layer.feed_forward, up=up, down=_packed(layer.feed_forward.down, number_format)
                 ),
             )
         )
-    head, divisor = _smoothed(network.vocabulary.head, network.final_norm(x))
+    head, divisor = _smoothed(network.vocabulary.head, network.final_norm(x), number_format)
     return GeluTransformer(
         network.config,
         _with_head(network.vocabulary, head),
@@ -252,7 +265,7 @@ def _quantize_gelu_transformer(network: GeluTransformer, token_ids: Tensor) -> G
     )
 
 
-def _smoothed(linear: Linear, x: Tensor) -> tuple[Linear, Tensor]:
+def _smoothed(linear: Linear, x: Tensor, number_format: LinearFormat) -> tuple[Linear, Tensor]:
     """The int8 form of a matrix for rows x divided by the divisor [in], and that divisor."""
     weight = _float_weight(linear).float()
     peaks = x.float().abs().amax(0)
@@ -262,11 +275,11 @@ def _smoothed(linear: Linear, x: Tensor) -> tuple[Linear, Tensor]:
     divisor = (peaks / heights).sqrt()
     # Rounded to the norm's type first, so that norm and matrix undo each other.
     divisor = divisor.to(x.dtype)
-    return Linear(quantize_int8(weight * divisor), linear.bias), divisor
+    return Linear(quantize_int8(weight * divisor, number_format), linear.bias), divisor
 
 
-def _packed(linear: Linear) -> Linear:
-    return Linear(quantize_int8(_float_weight(linear).float()), linear.bias)
+def _packed(linear: Linear, number_format: LinearFormat) -> Linear:
+    return Linear(quantize_int8(_float_weight(linear).float(), number_format), linear.bias)
 
 
 def _divided(norm: LayerNorm, divisor: Tensor) -> LayerNorm:

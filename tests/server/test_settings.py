@@ -16,6 +16,7 @@ SETTINGS = {
     "chat_template",
     "dtype",
     "quantization",
+    "linear_format",
     "mask_token_id",
     "block_length",
     "max_model_len",
