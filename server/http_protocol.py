@@ -5,6 +5,9 @@ of one address.
 """
 
 import asyncio
+import os
+import socket
+import struct
 from typing import Any, ClassVar
 
 from uvicorn.config import Config
@@ -32,6 +35,7 @@ _PHRASES = {
 }
 # Statuses after which the same request may be sent again.
 _BUSY = frozenset({429, 503})
+_NO_LINGER = struct.pack("ii", 1, 0)
 # For a connection too many to send the headers of the request that is refused.
 _EXCESS_TIMEOUT_S = 1.0
 
@@ -69,7 +73,11 @@ class BoundedProtocol(HttpToolsProtocol):
         return 0 if is_writing else self.transport.get_write_buffer_size()
 
     def abort(self) -> None:
-        """Close at once and drop what waits."""
+        """Close at once and drop what waits, in the kernel too, which tells the client."""
+        peer = self.transport.get_extra_info("socket")
+        if peer is not None and not self.transport.is_closing():
+            with socket.socket(fileno=os.dup(peer.fileno())) as same:
+                same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
