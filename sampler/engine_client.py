@@ -6,11 +6,13 @@ delta that has `finish`, or with `EngineStopped` when the engine is gone.
 
 import asyncio
 import logging
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 
+from sampler import engine_boot
 from sampler.engine_config import EngineConfig
 from sampler.engine_metrics import EngineMetrics
 from sampler.errors import EngineStopped, Overloaded
@@ -103,28 +105,41 @@ class EngineClient:
     async def start(self) -> None:
         """Start the process and wait until its model is warm.
 
-        Raises EngineStopped with one sentence when it cannot start.
+        Raises EngineStopped with one sentence when it cannot start. Whoever cancels this leaves no
+        process behind.
         """
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", self._module),
+                    *(sys.executable, engine_boot.__file__, str(os.getpid()), self._module),
                     *("--fd", str(theirs.fileno()), *self._log_options),
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=_MAX_FRAME_BYTES)
-        self._stopping, self._failure, self._info = False, None, None
-        self._send(Start(config=self.config))
-        first = await self._read_message(reader)
+        try:
+            reader, self._writer = await asyncio.open_unix_connection(
+                sock=ours, limit=_MAX_FRAME_BYTES
+            )
+            self._stopping, self._failure, self._info = False, None, None
+            self._send(Start(config=self.config))
+            first = await self._read_message(reader)
+        except BaseException:
+            await self._give_up(self._process, wait_s=0.0)
+            raise
         if not isinstance(first, Ready):
             reason = first.error if isinstance(first, Failed) else "it ended while starting"
-            self._writer.close()
+            await self._give_up(self._process, wait_s=_STOP_TIMEOUT_S)
             raise EngineStopped(f"the engine cannot start: {reason}")
         self._info = first.info
         self._reading = asyncio.create_task(self._read(reader))
+
+    async def _give_up(self, process: subprocess.Popen[bytes], *, wait_s: float) -> None:
+        """Let go of an engine that has not started; killed unless it ends by itself."""
+        if self._writer is not None:
+            self._writer.close()
+        await asyncio.to_thread(_end_process, process, wait_s)
 
     async def stop(self, *, drain_s: float = 0.0) -> None:
         """Wait up to `drain_s` for open requests, then end the process and what is left."""
@@ -139,7 +154,7 @@ class EngineClient:
         if self._reading is not None:
             await asyncio.wait([self._reading], timeout=_STOP_TIMEOUT_S)
         if self._process is not None:
-            await asyncio.to_thread(_end_process, self._process)
+            await asyncio.to_thread(_end_process, self._process, _STOP_TIMEOUT_S)
 
     def submit(self, request: Request) -> AsyncIterator[Delta]:
         """Hand a request over; what comes back are its deltas, the last one with `finish`.
@@ -255,9 +270,9 @@ def _now_s() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _end_process(process: subprocess.Popen[bytes]) -> None:
+def _end_process(process: subprocess.Popen[bytes], wait_s: float) -> None:
     try:
-        process.wait(_STOP_TIMEOUT_S)
+        process.wait(wait_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -1,7 +1,7 @@
-"""The engine in a process of its own: `python -m sampler.engine_process --fd N`.
+"""The engine in a process of its own, which `engine_boot` turns into this: `--fd N`.
 
 N is an open socket to the API process. The first message on it is the configuration; the
-process ends when the socket closes, when it is told to, or when the loop fails.
+process ends when the socket closes, when it is told to, when the loop fails, or with its parent.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import ctypes.util
 import logging
 import os
 import selectors
-import signal
 import socket
 import sys
 import time
@@ -28,6 +27,7 @@ from sampler.grammar import Grammars
 from sampler.graph_runner import GraphRunner, graph_runner
 from sampler.latent_spans import LatentSpans
 from sampler.latent_store import LatentStore
+from sampler.memory_limit import check_cache_bytes, memory_bytes
 from sampler.messages import (
     FRAME_HEADER_BYTES,
     Cancel,
@@ -136,6 +136,8 @@ def load_engine(config: EngineConfig) -> tuple[Engine, ModelInfo]:
     """
     started_s = time.monotonic()
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    has_bytes, where = memory_bytes(device)
+    check_cache_bytes(config.cache_bytes, has_bytes=has_bytes, where=where)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     dtype = config.dtype or ("bfloat16" if device.type == "cuda" else "float32")
@@ -287,10 +289,6 @@ def main() -> int:
     parser.add_argument("--log-level", default="INFO", help="DEBUG, INFO, WARNING or ERROR")
     parser.add_argument("--log-format", default="console", choices=("console", "json"))
     arguments = parser.parse_args()
-    # Ctrl-C in a terminal and a service manager's SIGTERM reach both processes; the API process
-    # drains its requests and decides when this one ends: by a message or by closing the channel.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _set_up_logging(arguments.log_level, as_json=arguments.log_format == "json")
     channel = EngineChannel(socket.socket(fileno=arguments.fd))
     try:
@@ -331,7 +329,7 @@ def _run(channel: EngineChannel) -> int:
     try:
         engine, info = load_engine(start[0].config)
     except (CheckpointError, ValueError, OSError, RuntimeError, msgspec.DecodeError) as error:
-        log.error("cannot start: %s", error)
+        # The API process logs it.
         channel.send(Failed(error=str(error)))
         return 1
     channel.send(Ready(info=info))

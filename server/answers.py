@@ -171,7 +171,7 @@ class Answers:
             self._queue.put_nowait(error)
         except Exception as error:
             # The boundary of one request: it ends, the others go on.
-            log.exception("request %s failed", self._open[index].id)
+            log.exception("answer %d of a request failed", index)
             self._queue.put_nowait(error)
 
     def _observe(self, piece: Piece, observer: RequestObserver) -> None:

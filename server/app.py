@@ -1,6 +1,5 @@
 """`create_app`: routes, middleware, start and stop. No globals; two apps can live in a process."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,6 +17,7 @@ from server.middleware.auth import Authenticate
 from server.middleware.body_limits import BodyLimits
 from server.middleware.observe import Observe
 from server.middleware.security_headers import SecurityHeaders
+from server.observing import GuardedTracing
 from server.openapi import openapi_of
 from server.routes import (
     chat,
@@ -48,6 +48,8 @@ _ROUTERS = (
     health.router,
 )
 
+# What a supervisor spares for it; an exporter whose collector hangs takes longer.
+_TRACES_CLOSE_WITHIN_S = 5.0
 _MESSAGES_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
 
 
@@ -70,7 +72,7 @@ def create_app(
 
     Raises SettingsError when the API keys cannot be read.
     """
-    told = tracing or NoTracing()
+    told = GuardedTracing(tracing or NoTracing())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -94,7 +96,7 @@ def create_app(
             yield
         finally:
             await engine.stop(drain_s=0.0)
-            await asyncio.to_thread(told.close)
+            await told.close_within(_TRACES_CLOSE_WITHIN_S)
 
     app = FastAPI(
         title="Estuary",

@@ -17,7 +17,7 @@ from server.decisions import draw_decisions
 from server.flags import add_settings, given
 from server.logging_setup import log_form, set_up_logging
 from server.model_source import engine_config, find_model, model_name, read_text_side
-from server.serve import EXIT_FAILED, EXIT_OK, listen, run
+from server.serve import EXIT_FAILED, EXIT_OK, leaving_on_sigterm, listen, run
 from server.settings import (
     ACCESS,
     API,
@@ -235,6 +235,11 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _serve(settings: Settings, arguments: argparse.Namespace) -> int:
     del arguments
+    with leaving_on_sigterm():
+        return _serve_model(settings)
+
+
+def _serve_model(settings: Settings) -> int:
     set_up_logging(form=settings.log_format, level=settings.log_level)
     settings.all_api_keys()
     tracing = tracing_of_environment()

@@ -1,15 +1,20 @@
 """A uvicorn connection that gives up on clients who send their headers slowly or without end.
 
-uvicorn has no limit of its own on the time, number or size of request headers.
+uvicorn has no limit of its own on the time, number or size of request headers, nor on connections
+of one address.
 """
 
 import asyncio
+import os
+import socket
+import struct
 from typing import Any, ClassVar
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from server.connections import ConnectionLimits, OpenConnections
 from server.error_responses import ErrorAnswer, error_body
 from server.limits import MAX_HEADER_BYTES, MAX_HEADERS
 
@@ -20,21 +25,26 @@ _TOO_LARGE = ErrorAnswer(
 _MALFORMED = ErrorAnswer(
     400, "invalid_request_error", "invalid_http", "this is not a valid HTTP request"
 )
-_TOO_MANY = ErrorAnswer(503, "server_error", "server_overloaded", "too many connections are open")
 _RETRY_AFTER = b"retry-after: 1\r\nretry-after-ms: 1000\r\n"
 _PHRASES = {
     503: b"Service Unavailable",
     400: b"Bad Request",
     408: b"Request Timeout",
+    429: b"Too Many Requests",
     431: b"Request Header Fields Too Large",
 }
+# Statuses after which the same request may be sent again.
+_BUSY = frozenset({429, 503})
+_NO_LINGER = struct.pack("ii", 1, 0)
+# For a connection too many to send the headers of the request that is refused.
+_EXCESS_TIMEOUT_S = 1.0
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """A connection whose request headers are bounded in time, number and size."""
 
-    header_timeout_s: ClassVar[float] = 10.0
-    max_connections: ClassVar[int | None] = None
+    header_timeout_s: ClassVar[float]
+    open_connections: ClassVar[OpenConnections]
 
     def __init__(
         self,
@@ -47,14 +57,41 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
         self._in_headers = True
+        self._address = ""
+        self._excess: ErrorAnswer | None = None
+
+    @property
+    def unread_bytes(self) -> int:
+        """What waits to be sent while nothing more is written; 0 at other times."""
+        cycle = self.cycle
+        is_writing = not (
+            self.flow.write_paused
+            or self.transport.is_closing()
+            or cycle is None
+            or cycle.response_complete
+        )
+        return 0 if is_writing else self.transport.get_write_buffer_size()
+
+    def abort(self) -> None:
+        """Close at once and drop what waits, in the kernel too, which tells the client."""
+        peer = self.transport.get_extra_info("socket")
+        if peer is not None and not self.transport.is_closing():
+            with socket.socket(fileno=os.dup(peer.fileno())) as same:
+                same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock: a client that only connects shall not stay."""
         super().connection_made(transport)
+        self._address = self.client[0] if self.client else ""
+        self._excess = self.open_connections.enter(self._address)
         self._start_timer()
+        if self.open_connections.is_flooded:
+            self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
+        self.open_connections.leave(self._address)
         self._stop_timer()
         super().connection_lost(exc)
 
@@ -80,8 +117,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.headers) > MAX_HEADERS or _size(self.headers) > MAX_HEADER_BYTES:
             self._refuse(_TOO_LARGE)
             return
-        if self.max_connections is not None and len(self.connections) > self.max_connections:
-            self._refuse(_TOO_MANY)
+        if self._excess is not None:
+            self._refuse(self._excess)
             return
         super().on_headers_complete()
 
@@ -100,8 +137,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refuse(_MALFORMED)
 
     def _start_timer(self) -> None:
-        if self._header_timer is None:
-            self._header_timer = self.loop.call_later(self.header_timeout_s, self._refuse, _TIMEOUT)
+        if self._header_timer is not None:
+            return
+        timeout_s, answer = self.header_timeout_s, _TIMEOUT
+        if self._excess is not None:
+            timeout_s, answer = min(timeout_s, _EXCESS_TIMEOUT_S), self._excess
+        self._header_timer = self.loop.call_later(timeout_s, self._refuse, answer)
 
     def _stop_timer(self) -> None:
         if self._header_timer is not None:
@@ -114,7 +155,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         body = error_body(answer)
         head = b"HTTP/1.1 %d %s\r\n" % (answer.status, _PHRASES[answer.status])
-        if answer is _TOO_MANY:
+        if answer.status in _BUSY:
             head += _RETRY_AFTER
         self.transport.write(
             head + b"content-type: application/json\r\nconnection: close\r\n"
@@ -123,16 +164,16 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def bounded_protocol(*, timeout_s: float, connection_limit: int | None) -> type[BoundedProtocol]:
+def bounded_protocol(*, timeout_s: float, limits: ConnectionLimits) -> type[BoundedProtocol]:
     """A connection class for `uvicorn.Config(http=...)`.
 
     timeout_s: time a client has to send its headers
-    connection_limit: open connections at most
+    limits:    how many of these connections may be open
     """
 
     class Bounded(BoundedProtocol):
         header_timeout_s = timeout_s
-        max_connections = connection_limit
+        open_connections = OpenConnections(limits)
 
     return Bounded
 

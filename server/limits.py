@@ -22,7 +22,7 @@ MAX_SCHEMA_DEPTH = 32
 # What a validation error reports at most, so that a small body cannot make a large answer.
 MAX_REPORTED_ERRORS = 10
 MAX_CACHE_SALT_CHARACTERS = 256
-MAX_TIMEOUT_S = 86_400.0
+MIN_TIMEOUT_S, MAX_TIMEOUT_S = 0.001, 86_400.0
 MAX_REQUEST_ID_CHARACTERS = 128
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 100

@@ -9,6 +9,7 @@ from sampler import FinishReason, Request, RequestStats
 from server.answer import Piece
 from server.engine import Engine
 from server.engine_collector import EngineCollector
+from server.observing import never_raises
 from server.settings import Settings
 
 TIME_TO_FIRST_TOKEN_BUCKETS_S = (
@@ -99,7 +100,7 @@ class RequestHistograms:
 
 
 class ServerMetrics:
-    """Everything that `/metrics` shows.
+    """Everything that `/metrics` shows; what cannot be counted is logged and holds nobody up.
 
     model_name:  the label of every series
     max_tokens:  the model's context length, which bounds the length buckets
@@ -131,47 +132,56 @@ class ServerMetrics:
         """What follows one request from now to its end."""
         return RequestObserver(self, request)
 
+    @never_raises
     def count_choices(self, num_choices: int) -> None:
         """Count a body by how many answers it asks for."""
         if self._with_vllm_names:
             self._params_n.labels(self._model_name, "0").observe(num_choices)
 
+    @never_raises
     def count_rejection(self, reason: str) -> None:
         """Count a request that was not taken."""
         self._rejections.labels(self._model_name, reason).inc()
         if self._with_vllm_names:
             self._vllm_rejections.labels(self._model_name, reason).inc()
 
+    @never_raises
     def count_cancelled(self) -> None:
         """Count a request that was given up before it had ended."""
         self._finished.labels(self._model_name, str(FinishReason.ABORT)).inc()
         if self._with_vllm_names:
             self._success.labels(self._model_name, "0", str(FinishReason.ABORT)).inc()
 
+    @never_raises
     def count_timeout(self) -> None:
         """Count a body whose answers did not end in time."""
         self._timeouts.labels(self._model_name).inc()
 
+    @never_raises
     def count_disconnect(self) -> None:
         """Count a client that left before its answer was complete."""
         self._disconnects.labels(self._model_name).inc()
 
+    @never_raises
     def count_ignored(self, names: tuple[str, ...]) -> None:
         """Count fields that nobody knows."""
         for name in names:
             label = name if name in _NAMED_PARAMS else "other"
             self._ignored.labels(self._model_name, label).inc()
 
+    @never_raises
     def http_started(self) -> None:
         """A request has come in."""
         self._http_active.labels(self._model_name).inc()
 
+    @never_raises
     def http_finished(self, *, method: str, route: str, status: int, seconds: float) -> None:
         """A request has been answered; `route` is the template, never the raw path."""
         self._http_active.labels(self._model_name).dec()
         self._http_requests.labels(route, method, f"{status // 100}xx").inc()
         self._http_seconds.labels(route, method).observe(seconds)
 
+    @never_raises
     def request_tokens(self, *, seconds: float, num_tokens: int, is_first: bool) -> None:
         """Tokens of one request have come, `seconds` after the ones before."""
         if is_first:
@@ -182,6 +192,7 @@ class ServerMetrics:
             for _ in range(num_tokens):
                 self._vllm.inter_token.observe(seconds / num_tokens)
 
+    @never_raises
     def request_finished(
         self,
         request: Request,
@@ -358,6 +369,7 @@ class RequestObserver:
         self._first_token_s: float | None = None
         self._last_token_s = request.arrived_s
 
+    @never_raises
     def add(self, piece: Piece, *, now_s: float) -> None:
         """Tokens have come."""
         if not piece.num_tokens:

@@ -49,6 +49,11 @@ def _marked_text(text: str, spellings: re.Pattern[str] | None) -> str:
     return spellings.sub(lambda found: f"{found[0][0]}{_MARK}{found[0][1:]}", text)
 
 
+def unmarked(text: str) -> str:
+    """A prompt without its marks."""
+    return text.replace(_MARK, "")
+
+
 def encode_marked(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
     """The tokens of a prompt that may hold marks."""
     first, *rest = text.split(_MARK)

@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Generic, TypeVar
 
+from anyio import to_thread
 from fastapi import Depends, Request
 from pydantic import JsonValue
-from starlette.concurrency import run_in_threadpool
 
+from server.body_structure import MAX_ITEMS, check_structure
 from server.error_responses import ApiError, ErrorAnswer, invalid, unsupported
 from server.schema.body import Body
 from server.state import ServerState, server_state
@@ -121,13 +122,22 @@ def body_reader(model: type[BodyT]) -> Callable[..., Awaitable[ReadBody[BodyT]]]
         _check_content_type(request.headers.get("content-type"))
         raw = await request.body()
         if len(raw) > _INLINE_BODY_BYTES:
-            value = await run_in_threadpool(model.model_validate_json, raw)
+            # A prompt of token ids may fill the context.
+            max_items = max(MAX_ITEMS, 2 * state.engine.info.context_length)
+            value = await to_thread.run_sync(
+                _parse_large, model, raw, max_items, limiter=state.large_bodies
+            )
         else:
             value = model.model_validate_json(raw)
         ignored = check_extra(value.model_extra or {}, strict=state.settings.strict_params)
         return ReadBody(value, ignored)
 
     return read
+
+
+def _parse_large(model: type[BodyT], raw: bytes, max_items: int) -> BodyT:
+    check_structure(raw, max_items=max_items)
+    return model.model_validate_json(raw)
 
 
 def _check_content_type(content_type: str | None) -> None:

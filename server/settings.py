@@ -232,10 +232,17 @@ class Settings(BaseSettings):
         description="Comma-separated proxies whose X-Forwarded headers are believed.",
         json_schema_extra=_about(HTTP),
     )
-    limit_concurrency: int | None = Field(
-        None,
+    limit_concurrency: int = Field(
+        4096,
         ge=1,
-        description="Open connections at most, more are answered with 503; no limit when left out.",
+        description="Open connections at most, more are answered with 503.",
+        json_schema_extra=_about(HTTP),
+    )
+    limit_concurrency_per_address: int = Field(
+        1024,
+        ge=1,
+        description="Open connections of one address at most, more are answered with 429; proxies "
+        "of --forwarded-allow-ips have no such limit.",
         json_schema_extra=_about(HTTP),
     )
     max_body_size: Bytes = Field(
@@ -259,7 +266,7 @@ class Settings(BaseSettings):
     write_timeout: float = Field(
         30.0,
         gt=0,
-        description="Time a client may leave a streamed chunk unread.",
+        description="Time a client may leave what is sent to it unread.",
         json_schema_extra=_about(HTTP, "seconds"),
     )
     keep_alive_timeout: float = Field(
@@ -326,6 +333,13 @@ class Settings(BaseSettings):
         json_schema_extra=_about(API),
     )
 
+    stuck_timeout: float = Field(
+        60.0,
+        gt=0,
+        description="An engine that has work and says nothing for so long is stuck: neither "
+        "healthy nor ready.",
+        json_schema_extra=_about(PROCESS, "seconds"),
+    )
     drain_grace: float = Field(
         5.0,
         ge=0,

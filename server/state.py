@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
+from anyio import CapacityLimiter
 from fastapi import Request
 
 from sampler import EngineStopped, Overloaded
@@ -18,10 +19,6 @@ from weights.chat_template import ChatTemplate
 from weights.families import FamilyRule
 from weights.tokenizer import Tokenizer
 
-# A step on a slow CPU with a full row budget takes seconds, never so long; an idle engine
-# reports every second.
-STUCK_AFTER_S = 60.0
-
 
 @dataclass(slots=True)
 class ServerState:
@@ -30,6 +27,7 @@ class ServerState:
     model_names:  names that clients may use; the first stands in answers
     is_draining:  the process was told to stop; `/ready` says so
     is_refusing:  new requests are no longer taken
+    large_bodies: lets one large body be worked on at a time, so that the event loop has its turn
     """
 
     engine: Engine
@@ -43,18 +41,19 @@ class ServerState:
     created_s: int = field(default_factory=lambda: int(time.time()))
     is_draining: bool = False
     is_refusing: bool = False
+    large_bodies: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
     @property
     def is_ready(self) -> bool:
         """Whether new requests should be sent here."""
-        return self.engine.is_ready and not self.is_draining
+        return self.engine.is_ready and not self.is_draining and not self.is_stuck
 
     @property
     def is_stuck(self) -> bool:
         """Whether requests are open but the engine has said nothing for a long time."""
         if self.engine.num_open == 0:
             return False
-        return time.monotonic() - self.engine.last_heard_s > STUCK_AFTER_S
+        return time.monotonic() - self.engine.last_heard_s > self.settings.stuck_timeout
 
     @property
     def system_fingerprint(self) -> str:

@@ -18,7 +18,7 @@ from server.error_responses import ApiError, invalid, unsupported
 from server.grammar import check_grammar
 from server.limits import MAX_CHOICES, MAX_SEED
 from server.model_tools import ModelTools
-from server.plain_text import encode_marked
+from server.plain_text import encode_marked, unmarked
 from server.sampling import known_ids, sampling_params, text_rules
 from server.schema.chat import ChatBody
 from server.schema.common import SamplingBody
@@ -213,6 +213,7 @@ def _chat_prompt(body: ChatBody, tools: ModelTools, call_rules: CallRules | None
         options=body.chat_template_kwargs,
         functions=(body.tools or ()) if call_rules is not None else (),
     )
+    _check_length(unmarked(text), body, tools, param="messages")
     token_ids = encode_marked(
         tools.tokenizer, text, add_special_tokens=bool(body.add_special_tokens)
     )
@@ -238,6 +239,7 @@ def _prompt(body: CompletionBody, index: int, tools: ModelTools) -> PromptTokens
     prompt = body.prompt[index]
     param = "prompt" if len(body.prompt) == 1 else f"prompt.{index}"
     if isinstance(prompt, str):
+        _check_length(prompt, body, tools, param=param)
         token_ids = tools.tokenizer.encode(
             prompt, add_special_tokens=body.add_special_tokens is not False
         )
@@ -247,6 +249,19 @@ def _prompt(body: CompletionBody, index: int, tools: ModelTools) -> PromptTokens
         text = None
     cut = _cut(token_ids, body.truncate_prompt_tokens, param=param)
     return PromptTokens(cut.token_ids, text)
+
+
+def _check_length(text: str, body: SamplingBody, tools: ModelTools, *, param: str) -> None:
+    """Refuse a text that cannot fit however it is cut into tokens, before that costs anything."""
+    if len(text) <= tools.info.context_length or body.truncate_prompt_tokens is not None:
+        return
+    fewest = tools.tokenizer.fewest_tokens(text)
+    if fewest >= tools.info.context_length:
+        raise _too_long(
+            f"the prompt has at least {fewest} tokens, but prompt and answer together may have at "
+            f"most {tools.info.context_length}",
+            param,
+        )
 
 
 def _cut(token_ids: list[int], last: int | None, *, param: str) -> PromptTokens:

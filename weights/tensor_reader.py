@@ -91,7 +91,8 @@ class TensorReader:
     ) -> Tensor:
         """Read a part as a float tensor of this shape.
 
-        Raises CheckpointError when it is missing, has another shape or is not of float type.
+        Raises CheckpointError when it is missing, has another shape, is not of float type or holds
+        values that are no numbers.
         """
         if part not in self._names.table:
             raise CheckpointError(f"this family's checkpoints have no {part}")
@@ -112,6 +113,7 @@ class TensorReader:
                 f"tensor {name} has type {tensor.dtype}, which is no supported float type",
                 tensor=name,
             )
+        _check_finite(tensor, name)
         self._taken.add(name)
         return tensor.T if part in self._names.transposed else tensor
 
@@ -135,6 +137,17 @@ class TensorReader:
 
     def _name(self, part: str, layer: int | None, expert: int | None) -> str:
         return self._names.table[part].format(layer=layer, expert=expert)
+
+
+def _check_finite(tensor: Tensor, name: str) -> None:
+    if tensor.numel() == 0:
+        return
+    # One pass that makes no copy; the extremes are no numbers when any entry is none.
+    low, high = tensor.aminmax()
+    if not (low.isfinite() and high.isfinite()):
+        raise CheckpointError(
+            f"tensor {name} holds values that are infinite or no numbers", tensor=name
+        )
 
 
 def _without_prefix(name: str, prefixes: tuple[str, ...]) -> str:

@@ -3,8 +3,10 @@
 import json
 from collections.abc import Iterable
 from enum import StrEnum
+from functools import cached_property
 
 import tokenizers
+from tokenizers import normalizers
 
 from weights.config_fields import Json
 from weights.errors import CheckpointError
@@ -23,6 +25,10 @@ class Spelling(StrEnum):
     METASPACE = "metaspace"
     WORD_PIECE = "word_piece"
     PLAIN = "plain"
+
+
+# Three letters of Hangul, of three bytes each, may become one of three.
+_NFC_SHRINKS_BY = 3
 
 
 class Tokenizer:
@@ -80,6 +86,24 @@ class Tokenizer:
         except (UnicodeEncodeError, TypeError) as error:
             raise ValueError("the text holds a lone surrogate, which is not a character") from error
         return ids
+
+    def fewest_tokens(self, text: str) -> int:
+        """Tokens that a text has at least, found without cutting it; 0 where nothing is known."""
+        if self._spelling is not Spelling.BYTES or not self._keeps_length:
+            return 0
+        num_bytes = len(text.encode("utf-8", errors="replace"))
+        shrinks_by = 1 if self._backend.normalizer is None else _NFC_SHRINKS_BY
+        return num_bytes // (shrinks_by * self._longest_token_bytes)
+
+    @cached_property
+    def _keeps_length(self) -> bool:
+        return self._backend.normalizer is None or isinstance(
+            self._backend.normalizer, normalizers.NFC
+        )
+
+    @cached_property
+    def _longest_token_bytes(self) -> int:
+        return max(len(self.token_bytes(token_id)) for token_id in range(self.vocab_size))
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool) -> str:
         """Turn tokens into text; bytes that are no UTF-8 become U+FFFD."""

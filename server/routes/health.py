@@ -51,10 +51,7 @@ async def live() -> Status:
 @router.get("/health")
 async def health(state: State) -> Status:
     """Whether the engine runs and gets on with its work."""
-    if not state.engine.is_alive:
-        raise unavailable("engine_dead", "the engine is not running")
-    if state.is_stuck:
-        raise unavailable("engine_stuck", "requests wait but the engine does not step")
+    _check_engine(state)
     return Status(status="ok")
 
 
@@ -62,13 +59,19 @@ async def health(state: State) -> Status:
 @router.get("/ready")
 async def ready(state: State) -> Status:
     """Whether new requests should be sent here."""
-    if not state.engine.is_alive:
-        raise unavailable("engine_dead", "the engine is not running")
+    _check_engine(state)
     if state.is_draining:
         raise unavailable("draining", "the server is shutting down")
     if not state.engine.is_ready:
         raise unavailable("not_ready", "the server is not ready yet")
     return Status(status="ok")
+
+
+def _check_engine(state: ServerState) -> None:
+    if not state.engine.is_alive:
+        raise unavailable("engine_dead", "the engine is not running")
+    if state.is_stuck:
+        raise unavailable("engine_stuck", "requests wait but the engine does not step")
 
 
 @router.get("/version")

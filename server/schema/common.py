@@ -28,13 +28,14 @@ from server.limits import (
     MAX_STOP_TOKEN_IDS,
     MAX_TIMEOUT_S,
     MAX_TOKENS,
+    MIN_TIMEOUT_S,
 )
 from server.schema.body import Body
 from server.schema.grammar import ResponseFormat, StructuredOutputs
 from server.schema.numbers import Float32, Temperature
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
-Timeout = Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S)]
+Timeout = Annotated[float, Field(ge=MIN_TIMEOUT_S, le=MAX_TIMEOUT_S)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 

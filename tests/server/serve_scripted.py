@@ -2,8 +2,9 @@
 
 A prompt of "trace" is answered with a token of each kind; "canvas" shows one and waits; "develop"
 shows one from its opening to the answer "tide"; "die" ends the engine in the middle of its answer;
-"wait" answers once and then waits for ever; "flood" is answered with megabytes; all else gets
-"hello", held to a schema as the word of an object, and to calls as the argument of one.
+"wait" answers once and then waits for ever; "flood" is answered with megabytes, "lake" with a
+quarter of one; all else gets "hello", held to a schema as the word of an object, and to calls as
+the argument of one.
 """
 
 import asyncio
@@ -59,6 +60,9 @@ class MortalEngine(ScriptedEngine):
             return [Delta(request.id, token_ids=(65,)), *self._death()]
         if prompt == b"flood":
             return (Delta(request.id, token_ids=(65,) * 256) for _ in range(1 << 16))
+        if prompt == b"lake":
+            ended = {"finish": FinishReason.LENGTH, "stats": stats(request, 1 << 18)}
+            return [Delta(request.id, token_ids=(65,) * (1 << 18), **ended)]
         if prompt == b"wait":
             return [Delta(request.id, token_ids=(65,)), self._waiting()]
         return saying("hello")(request)

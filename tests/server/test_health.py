@@ -79,8 +79,26 @@ async def test_an_engine_that_hangs_with_work_is_not_healthy(serve):
         before = await served.client.get("/health")
         engine.last_heard_s = time.monotonic() - 61
         stuck = await served.client.get("/health")
+        unready = await served.client.get("/ready")
         exchange.left.set()
         await running
         idle = await served.client.get("/health")
-    assert [each.status_code for each in (before, stuck, idle)] == [200, 503, 200]
-    assert error_of(stuck)["code"] == "engine_stuck"
+    assert [each.status_code for each in (before, stuck, unready, idle)] == [200, 503, 503, 200]
+    assert [error_of(each)["code"] for each in (stuck, unready)] == ["engine_stuck"] * 2
+
+
+async def test_the_operator_says_when_an_engine_is_stuck(serve):
+    engine = ScriptedEngine(lambda _request: [asyncio.Event()])
+    async with serve(engine, stuck_timeout=5.0) as served:
+        body = {"messages": [{"role": "user", "content": "hi"}]}
+        exchange = AsgiExchange(served.app, "/v1/chat/completions", body)
+        running = asyncio.ensure_future(exchange.run())
+        while not engine.num_open:
+            await asyncio.sleep(0)
+        answers = []
+        for silent_s in (4, 6):
+            engine.last_heard_s = time.monotonic() - silent_s
+            answers.append((await served.client.get("/ready")).status_code)
+        exchange.left.set()
+        await running
+    assert answers == [200, 503]

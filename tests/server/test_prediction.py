@@ -69,6 +69,7 @@ async def test_the_official_client_can_predict(serve):
         ({"cache_salt": "x" * 257}, "cache_salt"),
         ({"cache_salt": 5}, "cache_salt"),
         ({"timeout": 0}, "timeout"),
+        ({"timeout": 5e-324}, "timeout"),
         ({"timeout": -1}, "timeout"),
         ({"timeout": 1e9}, "timeout"),
         ({"timeout": "soon"}, "timeout"),

@@ -1,6 +1,7 @@
 """A real process on a real socket: how it refuses slow clients, stops, and ends."""
 
 import json
+import select
 import shutil
 import signal
 import socket
@@ -138,6 +139,48 @@ def test_too_many_connections_are_refused(bounded):
     assert response.headers["retry-after"] == "1"
 
 
+def test_too_many_connections_of_one_address_are_refused():
+    flags = ["--limit-concurrency-per-address", "2", "--forwarded-allow-ips", "10.0.0.1"]
+    with running_server(*flags) as (_, address):
+        held = [_connect(address) for _ in range(2)]
+        response = httpx.get(f"{address}/livez")
+        for connection in held:
+            connection.close()
+        _wait_until(lambda: httpx.get(f"{address}/livez").status_code == 200)
+    assert response.status_code == 429
+    assert response.json()["error"]["code"] == "too_many_connections"
+    assert response.headers["retry-after"] == "1"
+
+
+def _send_slowly_read(slow, address, body):
+    """Ask over a socket with a small window, so that what the kernels hold is soon full."""
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    slow.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    slow.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+
+
+def test_a_client_that_never_reads_its_whole_answer_loses_its_connection():
+    with running_server("--write-timeout", "0.5") as (_, address), socket.socket() as unread:
+        _send_slowly_read(unread, address, b'{"prompt": "lake"}')
+        watched = select.poll()
+        watched.register(unread, select.POLLERR | select.POLLHUP)
+        events = watched.poll(WAITS_S * 1000)
+    assert events != []
+
+
+def test_a_client_that_reads_slowly_gets_its_whole_answer():
+    with running_server("--write-timeout", "0.5") as (_, address), socket.socket() as slow:
+        slow.settimeout(WAITS_S)
+        body = b'{"prompt": "lake"}'
+        _send_slowly_read(slow, address, body)
+        received = b""
+        while b'"finish_reason"' not in received:
+            received += slow.recv(16384)
+            time.sleep(0.1 if len(received) < 150_000 else 0.0)
+    assert received.count(b"A") > 260_000
+
+
 def test_a_connection_serves_one_request_after_another(bounded):
     with httpx.Client(base_url=bounded) as client:
         answers = [client.post("/v1/completions", json={"prompt": "x"}) for _ in range(5)]
@@ -146,13 +189,8 @@ def test_a_connection_serves_one_request_after_another(bounded):
 
 
 def test_a_client_that_does_not_read_its_stream_is_given_up():
-    body = b'{"prompt": "flood", "stream": true}'
-    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     with running_server("--write-timeout", "0.5") as (_, address), socket.socket() as slow:
-        # A small window from the beginning, so that what the kernels hold is soon full.
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        slow.connect(("127.0.0.1", int(address.rpartition(":")[2])))
-        slow.sendall(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        _send_slowly_read(slow, address, b'{"prompt": "flood", "stream": true}')
         _wait_until(lambda: httpx.get(f"{address}/load").json()["server_load"] == 1)
         beside = httpx.post(f"{address}/v1/completions", json={"prompt": "x"})
         _wait_until(lambda: httpx.get(f"{address}/load").json()["server_load"] == 0)

@@ -75,6 +75,18 @@ def test_integer_tensor_is_refused(llama, tmp_path):
         load(folder)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_tensor_of_what_is_no_number_is_named(llama, tmp_path, value, dtype):
+    name = "model.layers.0.self_attn.k_proj.weight"
+    weight = torch.ones(32, 64, dtype=dtype)
+    weight[7, 5] = value
+    folder = copy_folder(llama, tmp_path / "model", tensors={name: weight})
+    with pytest.raises(CheckpointError, match=f"{name} holds values") as error:
+        load(folder)
+    assert error.value.tensor == name
+
+
 def test_stored_rotary_frequencies_are_ignored(llama, tmp_path):
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
     assert load(copy_folder(llama, tmp_path / "model", tensors=extra)).family.name == "llama"
