@@ -1,8 +1,9 @@
 """`LayerStack`: gated layers that run in one call, where our own CPU kernels run all of them.
 
-What a layer computes is said once, by the operations it is composed of (`weights/transformer.py`);
-a stack computes the same, bit for bit. Between two operations there is nothing but the time of a
-call, and at few rows several hundred calls take longer than the work.
+What a layer computes is said once, by the operations it is composed of
+(`weights/network/transformer.py`); a stack computes the same, bit for bit. Between two operations
+there is nothing but the time of a call, and at few rows several hundred calls take longer than the
+work.
 
 Shapes: T rows, d hidden width, Hq query heads, D head size, I feed-forward width, r rank.
 """
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.attention_plan import AttentionPlan
+from kernels.attention.plan import AttentionPlan
 from kernels.cpu import HeadLayout, native_kernels
 from kernels.cpu.library import (
     MAX_HEAD_DIM,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from sampler.grammar import CompiledGrammar, Grammars
-from sampler.request import GrammarSpec, Request
+from sampler.border.request import GrammarSpec, Request
+from sampler.seats.constraint import CompiledGrammar, Grammars
 
 # Compiled grammars that are kept; texts have at most 64 Ki characters each.
 _CAPACITY = 256

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 
-from server.cli import main
+from server.shell.cli import main
 
 
 def run() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import ParamSpec
 
 from sampler import FinishReason, Request, RequestStats
-from server.tracing import NoTrace, RequestTrace, Tracing
+from server.watch.tracing import NoTrace, RequestTrace, Tracing
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from kernels.cpu.build import CompilerError, built_library, target_name
 from kernels.dispatch import native_is_wanted
-from kernels.paged_batch import PagedBatch
 from kernels.rotary import RotaryRows
 
 log = logging.getLogger(__name__)
@@ -116,21 +115,32 @@ class NativeMatrix:
 class NativeBatch:
     """A `PagedBatch` as the kernels read it, and the rotation of its rows."""
 
-    def __init__(self, batch: PagedBatch, page_size: int) -> None:
-        table = batch.page_table.contiguous()
-        self._kept = (batch, table)
+    def __init__(
+        self,
+        *,
+        starts: Tensor,
+        table: Tensor,
+        slots: Tensor,
+        limits: Tensor,
+        firsts: Tensor | None,
+        windows: tuple[Tensor | None, Tensor | None],
+        page_size: int,
+    ) -> None:
+        """The fields of a `PagedBatch` by those names; windows: their starts and stops."""
+        table = table.contiguous()
+        self._kept = (starts, table, slots, limits, firsts, windows)
         self._rotary: RotaryRows | None = None
         self._rotation = ctypes.byref(_Rotation())
-        self.slots = batch.slots.data_ptr()
+        self.slots = slots.data_ptr()
         self.pointer = ctypes.byref(
             _Batch(
-                batch.span_starts.data_ptr(),
+                starts.data_ptr(),
                 table.data_ptr(),
-                batch.limits.data_ptr(),
-                _address(batch.firsts),
-                _address(batch.window_starts),
-                _address(batch.window_stops),
-                batch.num_spans,
+                limits.data_ptr(),
+                _address(firsts),
+                _address(windows[0]),
+                _address(windows[1]),
+                table.shape[0],
                 table.shape[1],
                 page_size,
             )

@@ -5,9 +5,9 @@ import torch
 
 from tests.kernels.cpu.native_marks import needs_native
 from tests.weights.adapters import load, write_adapter
-from tests.weights.test_latent import canvas, run
+from tests.weights.network.test_latent import canvas, run
 from weights.load import Quantize, load_model
-from weights.transformer import Transformer
+from weights.network.transformer import Transformer
 
 pytestmark = needs_native
 FAMILIES = ["llama", "qwen2", "qwen3", "sdar"]

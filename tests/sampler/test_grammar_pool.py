@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from sampler.errors import RequestError
-from sampler.grammar import Grammars
+from sampler.border.errors import RequestError
+from sampler.border.request import FinishReason, GrammarKind, GrammarSpec
 from sampler.grammar_pool import GrammarPool
-from sampler.request import FinishReason, GrammarKind, GrammarSpec
-from tests.sampler.test_grammar import CharacterTokenizer
+from sampler.seats.constraint import Grammars
+from tests.sampler.seats.test_constraint import CharacterTokenizer
 from tests.tiny import (
     CAUSAL_RULE,
     EOS,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sampler.engine_config import EngineConfig
+from sampler.border.engine_config import EngineConfig
 from sampler.engine_process import load_engine
 from sampler.memory_limit import check_cache_bytes, machine_bytes, memory_bytes
 

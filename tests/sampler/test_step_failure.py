@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sampler.request import FinishReason
+from sampler.border.request import FinishReason
 from sampler.step_failure import leaves_doubt
 from tests.sampler.test_canvas_engine import RULES
 from tests.tiny import CAUSAL_RULE, HashRunner, check_engine, hash_engine, request, run_all

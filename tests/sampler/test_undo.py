@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sampler.prediction import Endings
-from sampler.sequence_table import SeatState
+from sampler.seats.prediction import Endings
+from sampler.state.sequence_table import SeatState
 from sampler.undo import Undo
 from tests.sampler.test_canvas_engine import RULES
 from tests.sampler.test_latent_engine import NEXT

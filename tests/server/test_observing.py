@@ -8,7 +8,7 @@ import prometheus_client
 import pytest
 
 from server.observing import GuardedTracing
-from server.tracing import NoTrace, NoTracing
+from server.watch.tracing import NoTrace, NoTracing
 from tests.server.conftest import events
 
 pytestmark = pytest.mark.anyio
