@@ -171,7 +171,10 @@ _TRIAL_ROWS = (1, 2, 5, 16, 33, 64)
 # Trials of speed: a matrix of the default model, and row counts to decide between.
 _TIMED_SHAPE = (1536, 576)
 _TIMED_ROWS = (1, 4, 16, 64, 256)
-_ROUNDS = 3
+# Least times count, so that a busy moment misleads nobody: the cheaper, the more of them.
+_ROUNDS = (15, 15, 9, 5, 3)
+# Products stand in order of preference; a later one has to be this much faster.
+_CLEARLY = 1.5
 # A candidate this much slower than the best at few rows is not tried at many: some fall to
 # reference loops that take a thousand times as long.
 _HOPELESS = 8.0
@@ -239,10 +242,10 @@ def _timed(
         product.name: (product, []) for product in products
     }
     hopeful = list(products)
-    for rows in _TIMED_ROWS:
+    for rows, rounds in zip(_TIMED_ROWS, _ROUNDS, strict=True):
         x = torch.randn(rows, _TIMED_SHAPE[1])
         least = {product.name: float("inf") for product in products}
-        for _ in range(_ROUNDS):
+        for _ in range(rounds):
             for product in hopeful:
                 started_s = time.perf_counter()
                 product.multiply(x, packed[product.name], scales, number_format.levels)
@@ -258,8 +261,9 @@ def _timed(
 def _choose(
     times: dict[str, tuple[Int8Product, list[float]]], number_format: LinearFormat
 ) -> ProductChoice:
-    """The fastest product at one row, and another from the row count on at which it is worth it."""
-    first, own = min(times.values(), key=lambda timed: timed[1][0])
+    """What is fast at one row, and another from the row count on at which it is worth it."""
+    least_s = min(taken[0] for _, taken in times.values())
+    first, own = next(timed for timed in times.values() if timed[1][0] <= _CLEARLY * least_s)
     second, other = min(times.values(), key=lambda timed: timed[1][-1])
     faster = [own[i] > _WORTH_A_COPY * other[i] for i in range(len(_TIMED_ROWS))]
     if second is first or not faster[-1]:
