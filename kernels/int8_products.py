@@ -14,7 +14,8 @@ Shapes: T rows, `in` and `out` features.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -179,15 +180,16 @@ _CLEARLY = 1.5
 # reference loops that take a thousand times as long.
 _HOPELESS = 8.0
 # A second copy of all weights, in another form, has to be worth its memory.
-_WORTH_A_COPY = 1.3
+_WORTH_A_COPY = 1.5
 
 
 @cache
 def chosen_products(number_format: LinearFormat) -> ProductChoice:
     """The products that run on this CPU, tried for exactness and then timed, in milliseconds."""
     started_s = time.monotonic()
-    exact = [product for product in _candidates() if is_exact(product, number_format)]
-    times = _timed(exact or [FLOAT64], number_format)
+    with _one_thread():
+        exact = [product for product in _candidates() if is_exact(product, number_format)]
+        times = _timed(exact or [FLOAT64], number_format)
     choice = _choose(times, number_format)
     log.info(
         "int8 products %s: %s (of %s; chosen in %.0f ms)",
@@ -197,6 +199,17 @@ def chosen_products(number_format: LinearFormat) -> ProductChoice:
         1e3 * (time.monotonic() - started_s),
     )
     return choice
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run on one thread: on a busy machine several wait for each other, and times say nothing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _candidates() -> tuple[Int8Product, ...]:
