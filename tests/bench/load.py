@@ -50,6 +50,7 @@ class Workload:
     """What is asked: so many requests of so many tokens, so many at a time.
 
     arrivals_per_s: mean rate of seeded exponential arrivals, or None: as fast as places free up
+    prompts:        texts to ask with, drawn by the seed; random words without any
     """
 
     num_requests: int
@@ -58,6 +59,7 @@ class Workload:
     max_tokens: tuple[int, int]
     arrivals_per_s: float | None = None
     seed: int = 0
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -75,11 +77,15 @@ def bodies(workload: Workload, *, model: str) -> list[dict[str, object]]:
     draw = random.Random(workload.seed)
     requests = []
     for number in range(workload.num_requests):
-        words = [draw.choice(WORDS) for _ in range(draw.randint(*workload.prompt_words))]
+        if workload.prompts:
+            text = draw.choice(workload.prompts)
+        else:
+            words = [draw.choice(WORDS) for _ in range(draw.randint(*workload.prompt_words))]
+            text = f"{number}. Write about " + " ".join(words)
         requests.append(
             {
                 "model": model,
-                "prompt": f"{number}. Write about " + " ".join(words),
+                "prompt": text,
                 "max_tokens": draw.randint(*workload.max_tokens),
                 "temperature": 0.0,
                 "stream": True,

@@ -1,5 +1,6 @@
 """Servers that a benchmark starts: on a free loopback port, their memory, and their end."""
 
+import os
 import re
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 900.0
 STOP_TIMEOUT_S = 20.0
 
 
@@ -24,10 +25,10 @@ class Served:
     model: str
     process: subprocess.Popen[bytes]
 
-    def resident_mb(self) -> list[float]:
-        """Resident memory of the server's process and of each process it started."""
+    def proportional_mb(self) -> float:
+        """Memory of the server's process and those it started, shared pages counted in parts."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [resident_mb(pid) for pid in (self.process.pid, *map(int, children.split()))]
+        return sum(proportional_mb(pid) for pid in (self.process.pid, *map(int, children.split())))
 
 
 def free_port() -> int:
@@ -50,19 +51,40 @@ def serving_ours(*flags: str) -> Iterator[Served]:
 
 @contextmanager
 def serving_llama_cpp(python: str, model: Path, *, threads: int) -> Iterator[Served]:
-    """The server of llama-cpp-python, which answers one request after another."""
+    """llama.cpp's own server, with continuous batching."""
     port = free_port()
-    command = [python, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port)]
-    command += ["--n_threads", str(threads), "--n_threads_batch", str(threads), "--n_ctx", "2048"]
-    # By default a request that comes in cuts off the one that runs.
-    command += ["--interrupt_requests", "false", "--verbose", "false"]
+    script = Path(__file__).with_name("peer_llama_cpp.py")
+    command = [python, str(script), str(model), "--port", str(port), "--threads", str(threads)]
     with _running(command, f"http://127.0.0.1:{port}", ready="/v1/models") as served:
         yield served
 
 
 @contextmanager
-def _running(command: list[str], url: str, *, ready: str) -> Iterator[Served]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+def serving_vllm(python: str, model: Path, folder: Path, *, threads: int) -> Iterator[Served]:
+    """vLLM on a CPU in bfloat16; its first start compiles for minutes.
+
+    folder: where its weights are put, once
+    """
+    port = free_port()
+    script = Path(__file__).with_name("peer_vllm.py")
+    subprocess.run([python, str(script), str(model), str(folder)], check=True)
+    command = [str(Path(python).with_name("vllm")), "serve", str(folder), "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--dtype", "bfloat16", "--max-model-len", "2048"]
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
+    }
+    url = f"http://127.0.0.1:{port}"
+    with _running(command, url, ready="/health", environment=environment) as served:
+        yield served
+
+
+@contextmanager
+def _running(
+    command: list[str], url: str, *, ready: str, environment: dict[str, str] | None = None
+) -> Iterator[Served]:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     try:
         wait_until_ready(process, url + ready)
         models = httpx.get(f"{url}/v1/models").json()["data"]
@@ -89,6 +111,13 @@ def wait_until_ready(process: "subprocess.Popen[bytes] | subprocess.Popen[str]",
             pass
         time.sleep(0.1)
     raise RuntimeError(f"the server was not ready after {START_TIMEOUT_S} s")
+
+
+def proportional_mb(pid: int) -> float:
+    """Proportional set size of a process (PSS)."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def resident_mb(pid: int) -> float:
