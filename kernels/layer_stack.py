@@ -134,9 +134,13 @@ def _native_layer(parts: LayerParts, keys: Tensor, values: Tensor) -> NativeLaye
         following_norm=parts.following_norm,
         keys=keys,
         values=values,
-        low_output=None if parts.low_output is None else NativeLowRank(*parts.low_output),
-        low_down=None if parts.low_down is None else NativeLowRank(*parts.low_down),
+        low_output=_native_low_rank(parts.low_output),
+        low_down=_native_low_rank(parts.low_down),
     )
+
+
+def _native_low_rank(low: tuple[Tensor, Tensor] | None) -> NativeLowRank | None:
+    return None if low is None else NativeLowRank(low[0].contiguous(), low[1].t().contiguous())
 
 
 def _native(matrix: Matrix) -> NativeMatrix | None:

@@ -55,6 +55,9 @@ inline Floats fma(Floats a, Floats b, Floats c) {
 }
 
 inline float sum(Floats x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#endif
   float parts[LANES];
   store(parts, x);
   for (int width = LANES / 2; width > 0; width /= 2)
@@ -280,8 +283,14 @@ constexpr int MOST_DIM = 512;
 
 struct Sight {
   int32_t first, limit, window_start, window_stop;
-  bool sees(int64_t entry) const {
-    return (entry >= first && entry < limit) || (entry >= window_start && entry < window_stop);
+  // Which entries of the tile that begins at `start` are seen, a bit each.
+  uint32_t tile(int64_t start) const {
+    return bits(first - start, limit - start) | bits(window_start - start, window_stop - start);
+  }
+  static uint32_t bits(int64_t from, int64_t to) {
+    from = std::clamp<int64_t>(from, 0, TILE);
+    to = std::clamp<int64_t>(to, from, TILE);
+    return ((1u << to) - 1u) & ~((1u << from) - 1u);
   }
 };
 
@@ -347,9 +356,7 @@ void attend_queries(const float* const* queries, const Sight* sights, int count,
     const int size = int(std::min<int64_t>(TILE, stop - start));
     uint32_t seen[MOST_QUERIES], by_any = 0;
     for (int q = 0; q < count; ++q) {
-      seen[q] = 0;
-      for (int entry = 0; entry < size; ++entry)
-        seen[q] |= uint32_t(sights[q].sees(start + entry)) << entry;
+      seen[q] = sights[q].tile(start);
       by_any |= seen[q];
     }
     if (!by_any) continue;
@@ -619,7 +626,7 @@ void attend(const float* q, const float* keys, const float* values, float* outpu
   }
 }
 
-// Low-rank weights beside a matrix: down [rank, in], up [out, rank]; rank 0 for none.
+// Low-rank weights beside a matrix: down [rank, in], up [rank, out]; rank 0 for none.
 struct LowRank {
   const float* down;
   const float* up;
@@ -654,7 +661,13 @@ void add_low_rank(const float* x, const Matrix& beside, const LowRank& low, cons
     float* to = product + rows[i] * beside.out;
     std::unique_ptr<float[]> shrunk(new float[low.rank]);
     for (int64_t j = 0; j < low.rank; ++j) shrunk[j] = dot(from, low.down + j * beside.in, beside.in);
-    for (int64_t o = 0; o < beside.out; ++o) to[o] += dot(shrunk.get(), low.up + o * low.rank, low.rank);
+    for (int64_t j = 0; j < low.rank; ++j) {
+      const float* up = low.up + j * beside.out;
+      const Floats share = splat(shrunk[j]);
+      int64_t o = 0;
+      for (; o + LANES <= beside.out; o += LANES) store(to + o, fma(share, load(up + o), load(to + o)));
+      for (; o < beside.out; ++o) to[o] += shrunk[j] * up[o];
+    }
   }
 }
 

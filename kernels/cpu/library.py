@@ -173,7 +173,7 @@ def _address(tensor: Tensor | None) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class NativeLowRank:
-    """Low-rank weights beside a matrix: down [r, in], up [out, r]."""
+    """Low-rank weights beside a matrix: down [r, in], up [r, out]."""
 
     down: Tensor
     up: Tensor
