@@ -7,6 +7,11 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PYTHONDONTWRITEBYTECODE=1
 RUN ["python", "-m", "venv", "/opt/estuary"]
 ENV PATH=/opt/estuary/bin:$PATH
 WORKDIR /source
+# The CPU kernels are compiled into the image, for every kind of x86 processor.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 COPY requirements.lock ./
 
 FROM build AS build-cpu
@@ -18,7 +23,9 @@ COPY kernels kernels
 COPY weights weights
 COPY sampler sampler
 COPY server server
-RUN pip install --no-deps --no-build-isolation .
+RUN pip install --no-deps --no-build-isolation . \
+    && cd / \
+    && python -m kernels.cpu.build
 
 FROM build AS build-cuda
 ARG TORCH_INDEX=""
@@ -29,7 +36,9 @@ COPY kernels kernels
 COPY weights weights
 COPY sampler sampler
 COPY server server
-RUN pip install --no-deps --no-build-isolation .
+RUN pip install --no-deps --no-build-isolation . \
+    && cd / \
+    && python -m kernels.cpu.build
 
 # What both images share at run time: a user without rights, a cache volume, nothing else to write.
 FROM python:3.11.14-slim-bookworm AS runtime

@@ -60,16 +60,34 @@ def built_library(*, folder: Path | None = None) -> Path:
     Raises CompilerError when there is no compiler, it fails, or the folder cannot be written.
     """
     name, flags = _target()
-    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join((*_FLAGS, *flags)).encode()).hexdigest()
-    file_name = f"cpu_kernels-{name}-{digest[:16]}.so"
-    shipped = SOURCE.with_name(file_name)
+    shipped = SOURCE.with_name(_file_name(name, flags))
     if shipped.exists():
         return shipped
     folder = user_cache_folder() / "kernels" if folder is None else folder
-    library = folder / file_name
+    library = folder / shipped.name
     if not library.exists():
         _compile(library, flags)
     return library
+
+
+def build_all(folder: Path) -> list[Path]:
+    """Compile for every kind of processor of this architecture, as an image does.
+
+    Raises CompilerError like `built_library`.
+    """
+    targets = [(name, flags) for name, _, flags in _TARGETS] if is_x86() else [_target()]
+    made = []
+    for name, flags in targets:
+        library = folder / _file_name(name, flags)
+        _compile(library, flags)
+        made.append(library)
+    return made
+
+
+def _file_name(name: str, flags: tuple[str, ...]) -> str:
+    """Changes with the source and with how it is compiled."""
+    content = SOURCE.read_bytes() + " ".join((*_FLAGS, *flags)).encode()
+    return f"cpu_kernels-{name}-{hashlib.sha256(content).hexdigest()[:16]}.so"
 
 
 def _target() -> tuple[str, tuple[str, ...]]:
@@ -103,8 +121,8 @@ def _compile(library: Path, flags: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """Compile for this machine into the folder of the source, as an image does once."""
-    built_library(folder=SOURCE.parent)
+    """Compile for every kind of processor into the folder of the source."""
+    build_all(SOURCE.parent)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import subprocess
 import pytest
 
 from kernels.cpu import build
-from kernels.cpu.build import CompilerError, built_library
+from kernels.cpu.build import CompilerError, build_all, built_library
 from tests.kernels.cpu.native_marks import needs_native
 
 
@@ -28,6 +28,13 @@ def test_what_is_compiled_already_is_used(tmp_path, monkeypatch):
     first = built_library(folder=tmp_path)
     monkeypatch.setattr(subprocess, "run", None)
     assert built_library(folder=tmp_path) == first
+
+
+@needs_native
+def test_an_image_gets_the_kernels_of_every_processor(tmp_path):
+    made = build_all(tmp_path)
+    assert len(made) == len({path.name for path in made})
+    assert built_library(folder=tmp_path) in made
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_its_own(tmp_path):
