@@ -1,7 +1,7 @@
 """GGUF metadata and tensor names in the words of the Hugging Face layout."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -103,6 +103,10 @@ class GgufStore:
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
         return self._file.shape(self._stored[name])
+
+    def metadata(self) -> Mapping[str, str]:
+        """Nothing: what a GGUF file says of itself is in its config."""
+        return {}
 
     def tensor(self, name: str) -> Tensor:
         """Read a tensor as float32."""

@@ -25,6 +25,7 @@ from weights.linear import Placement
 from weights.network import Network
 from weights.network_config import Block, NetworkConfig
 from weights.quantize import calibration_ids, quantize_network
+from weights.quantized import QuantizedStore
 from weights.tensor_reader import Parts, TensorReader
 from weights.tokenizer import Tokenizer
 from weights.transformer import Transformer, build_transformer
@@ -117,6 +118,11 @@ def load_model(
     adapter = None if canvas_adapter is None else open_canvas_adapter(canvas_adapter)
     described = _describe(checkpoint, overrides, context_length, adapter)
     family, config = described.family, described.config
+    if family.names.transposed and isinstance(checkpoint.tensors, QuantizedStore):
+        raise CheckpointError(
+            f"quantised checkpoints of the family {family.name} are not supported: it stores its "
+            "matrices the other way round"
+        )
     reader = TensorReader(checkpoint.tensors, family.names)
     parts = family.prepare(reader, config, checkpoint.config)
     if adapter is None:

@@ -27,6 +27,7 @@ class SafetensorsStore:
         """
         self._places: dict[str, tuple[Path, str]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._metadata: dict[str, str] = {}
         for key, path in files.items():
             self._add(path, prefix=key if key.endswith("/") else "")
         missing = sorted((expected or frozenset()) - self._places.keys())
@@ -44,6 +45,10 @@ class SafetensorsStore:
         """Shape of a tensor."""
         return self._shapes[name]
 
+    def metadata(self) -> Mapping[str, str]:
+        """Metadata of all files together."""
+        return self._metadata
+
     def tensor(self, name: str) -> Tensor:
         """Read a tensor."""
         path, stored = self._places[name]
@@ -57,6 +62,7 @@ class SafetensorsStore:
     def _add(self, path: Path, *, prefix: str) -> None:
         try:
             with safe_open(path, framework="pt") as file:
+                self._metadata.update(file.metadata() or {})
                 for stored in file.keys():  # noqa: SIM118 -- not a dict
                     name = prefix + stored
                     if name in self._places:

@@ -34,6 +34,10 @@ class TensorStore(Protocol):
         """Read a tensor; raises CheckpointError when the file is broken."""
         ...
 
+    def metadata(self) -> Mapping[str, str]:
+        """What the files say of themselves, as text by key."""
+        ...
+
 
 class Parts(Protocol):
     """Where a network takes its tensors from while it is built."""
