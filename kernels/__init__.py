@@ -31,6 +31,13 @@ from kernels.noise import (
     uniform_noise,
 )
 from kernels.norms import add_rms_norm, layer_norm, rms_norm
+from kernels.packed_linear import (
+    Fp8Weight,
+    Int4Weight,
+    can_pack_int4,
+    pack_int4,
+    packed_linear,
+)
 from kernels.paged_attention import paged_attention
 from kernels.paged_batch import PagedBatch
 from kernels.ratio_rows import ratio_rows
@@ -51,6 +58,8 @@ __all__ = [
     "AllowedTokens",
     "AttentionPlan",
     "CapturedSteps",
+    "Fp8Weight",
+    "Int4Weight",
     "Int8Weight",
     "KVCache",
     "PagedBatch",
@@ -70,6 +79,7 @@ __all__ = [
     "add_rms_norm",
     "allocate_kv_cache",
     "bucket_for",
+    "can_pack_int4",
     "edit_tokens",
     "finish_scores",
     "grouped_experts",
@@ -78,6 +88,8 @@ __all__ = [
     "layer_norm",
     "leading_run",
     "linear",
+    "pack_int4",
+    "packed_linear",
     "padding_batch",
     "page_bytes",
     "paged_attention",

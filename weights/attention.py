@@ -12,6 +12,7 @@ from torch import Tensor
 from kernels import AttentionPlan, PagedBatch, RotaryRows, paged_attention, store_kv
 from weights.linear import Linear, Placement
 from weights.network_config import NetworkConfig
+from weights.packed import Piece, take_linear
 from weights.tensor_reader import Parts
 
 
@@ -66,7 +67,6 @@ def build_attention(
     config: NetworkConfig, parts: Parts, placement: Placement, *, layer: int
 ) -> Attention:
     """Take a layer's tensors; separate q, k and v are fused into one matrix."""
-    weight = take_rows(parts, config, layer, suffix="weight", trailing=(config.hidden_size,))
     bias = None
     if config.qkv_bias:
         bias = take_rows(parts, config, layer, suffix="bias", trailing=())
@@ -75,7 +75,7 @@ def build_attention(
         q_norm = placement.tensor(parts.take("q_norm.weight", (config.head_dim,), layer))
         k_norm = placement.tensor(parts.take("k_norm.weight", (config.head_dim,), layer))
     return Attention(
-        qkv=placement.linear(weight, bias),
+        qkv=take_linear(parts, placement, _qkv_pieces(parts, config, layer), layer, bias=bias),
         q_norm=q_norm,
         k_norm=k_norm,
         num_heads=config.num_heads,
@@ -84,6 +84,18 @@ def build_attention(
         norm_eps=config.norm_eps,
         scale=1.0 / math.sqrt(config.head_dim),
     )
+
+
+def _qkv_pieces(parts: Parts, config: NetworkConfig, layer: int) -> list[Piece]:
+    """The matrices that make up queries, keys and values, in that order."""
+    hidden, kv_rows = config.hidden_size, config.num_kv_heads * config.head_dim
+    if parts.has("qkv.weight", layer):
+        return [Piece("qkv.weight", (config.qkv_size, hidden))]
+    return [
+        Piece("q.weight", (config.attended_size, hidden)),
+        Piece("k.weight", (kv_rows, hidden)),
+        Piece("v.weight", (kv_rows, hidden)),
+    ]
 
 
 def take_rows(

@@ -5,22 +5,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels import Int8Weight, linear
+from kernels import Fp8Weight, Int4Weight, Int8Weight, linear, packed_linear
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
     """A matrix product: x [T, in] -> [T, out].
 
-    weight: [out, in] float, or packed int8
+    weight: [out, in] float, int8, or packed as its checkpoint has it
     bias:   [out] or None
     """
 
-    weight: Tensor | Int8Weight
+    weight: Tensor | Int8Weight | Int4Weight | Fp8Weight
     bias: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply it to rows."""
+        if isinstance(self.weight, Int4Weight | Fp8Weight):
+            return packed_linear(x, self.weight, self.bias)
         return linear(x, self.weight, self.bias)
 
 
@@ -30,10 +32,13 @@ class Placement:
 
     dtype:  float32, bfloat16 or float16; also of activations and of the cache
     device: where they lie
+    keeps_packed: matrices stay quantised in memory where the checkpoint has them so and there is
+            a product for that
     """
 
     dtype: torch.dtype
     device: torch.device
+    keeps_packed: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for a type that has no kernels."""

@@ -111,7 +111,8 @@ def load_model(
     contradicts itself, and ValueError for a type or a length that cannot be.
     """
     started = time.monotonic()
-    placement = Placement(dtype, device)
+    # A CPU multiplies float or int8 matrices; there, packed ones are widened once, on reading.
+    placement = Placement(dtype, device, keeps_packed=device.type != "cpu")
     if quantize is not None and device.type != "cpu":
         raise ValueError(f"int8 weights run on a CPU only, got device {device}")
     checkpoint = open_checkpoint(path)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from weights.config_fields import ConfigFields, read_json_object
 from weights.errors import CheckpointError
+from weights.scaled_values import ScaledValues
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -44,6 +45,10 @@ class SafetensorsStore:
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
         return self._shapes[name]
+
+    def scaled(self, name: str) -> ScaledValues | None:  # noqa: ARG002
+        """None: what one tensor means is all in it."""
+        return None
 
     def metadata(self) -> Mapping[str, str]:
         """Metadata of all files together."""

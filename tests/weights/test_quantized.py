@@ -6,13 +6,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from kernels import Fp8Weight, Int4Weight
 from tests.conftest import GOLDEN
 from tests.weights.folders import copy_folder
 from tests.weights.runs import whole_logits
-from weights import CheckpointError, load_model
+from weights import CheckpointError, Placement, build_network, load_model
 from weights.checkpoint import open_checkpoint
-from weights.quantized.scaled import ScaledValues, unpack_bits, unpack_fp4
+from weights.families import find_family
+from weights.scaled_values import ScaledValues, unpack_bits, unpack_fp4
+from weights.tensor_reader import TensorReader
 
 FOLDERS = sorted(path.name for path in (GOLDEN / "quantized").iterdir() if path.is_dir())
 CPU = torch.device("cpu")
@@ -41,6 +45,43 @@ def test_network_agrees_with_transformers_over_the_same_values(folders, name):
     network = load_model(folders / name, dtype=torch.float32, device=CPU).network
     logits = whole_logits(network, cases["input_ids"][0].tolist())
     torch.testing.assert_close(logits, cases["logits"][0], atol=1e-4, rtol=0)
+
+
+PACKED = {
+    "awq": Int4Weight,
+    "gptq": Int4Weight,
+    "gptq_act_order": Int4Weight,
+    "gptq_8bit": Tensor,
+    "compressed_tensors_int4": Int4Weight,
+    "compressed_tensors_int4_asymmetric": Int4Weight,
+    "compressed_tensors_fp8_dynamic": Fp8Weight,
+    "compressed_tensors_fp8_static": Fp8Weight,
+    "compressed_tensors_fp8_block": Fp8Weight,
+    "compressed_tensors_nvfp4": Tensor,
+    "fp8_block": Fp8Weight,
+    "torchao_float8": Fp8Weight,
+    "torchao_intx": Int4Weight,
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_matrices_stay_packed_where_there_is_a_product(folders, name):
+    checkpoint = open_checkpoint(folders / name)
+    family = find_family(checkpoint.config)
+    config = family.parse(checkpoint.config)
+    reader = TensorReader(checkpoint.tensors, family.names)
+    network = build_network(config, reader, Placement(torch.float32, CPU, keeps_packed=True))
+    reader.finish()
+    cases = load_file(folders / name / "cases.safetensors")
+    logits = whole_logits(network, cases["input_ids"][0].tolist())
+    torch.testing.assert_close(logits, cases["logits"][0], atol=1e-4, rtol=0)
+    layer = network.layers[0]
+    assert isinstance(layer.attention.qkv.weight, PACKED[name])
+    assert isinstance(network.head_weight, Tensor)
+    if name == "gptq_act_order":
+        assert layer.attention.qkv.weight.column_order is not None
+        # The columns of this gate and up are in different orders.
+        assert isinstance(layer.feed_forward.gate_up.weight, Tensor)
 
 
 def changed(folders, name, target, *, quantization=None, tensors=None, drop=(), metadata=None):

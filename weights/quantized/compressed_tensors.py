@@ -16,7 +16,7 @@ from torch import Tensor
 from weights.config_fields import ConfigFields
 from weights.errors import CheckpointError
 from weights.quantized.layout import Found, QuantizedTensor, read_part, used_names
-from weights.quantized.scaled import ScaledValues, unpack_bits, unpack_fp4
+from weights.scaled_values import ScaledValues, unpack_bits, unpack_fp4
 from weights.tensor_reader import TensorStore
 
 _FORMATS = (

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from weights.config_fields import ConfigFields
 from weights.quantized.layout import Found, QuantizedTensor, modules_with, read_part, used_names
-from weights.quantized.scaled import ScaledValues, unpack_bits
+from weights.scaled_values import ScaledValues, unpack_bits
 from weights.tensor_reader import TensorStore
 
 _PARTS = (".qweight", ".qzeros", ".scales", ".g_idx")

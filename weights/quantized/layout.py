@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from weights.errors import CheckpointError
-from weights.quantized.scaled import ScaledValues
+from weights.scaled_values import ScaledValues
 from weights.tensor_reader import TensorStore
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from weights.config_fields import ConfigFields
 from weights.errors import CheckpointError
 from weights.quantized.layout import Found, QuantizedTensor, read_part
-from weights.quantized.scaled import ScaledValues
+from weights.scaled_values import ScaledValues
 from weights.tensor_reader import TensorStore
 
 _PLAIN = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
