@@ -11,7 +11,7 @@ from kernels.dispatch import LAUNCH
 # step. Not yet measured.
 TUNED = {
     16: (32, 128, 4, 4),
-    32: (64, 64, 4, 3),
+    32: (32, 64, 4, 4),
     64: (64, 32, 8, 3),
     128: (64, 32, 8, 3),
 }
