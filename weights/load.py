@@ -24,6 +24,7 @@ from weights.generation_defaults import GenerationDefaults
 from weights.linear import Placement
 from weights.network import Network
 from weights.network_config import Block, NetworkConfig
+from weights.progress_store import Progress, ProgressStore
 from weights.quantize import calibration_ids, quantize_network
 from weights.quantized import QuantizedStore
 from weights.tensor_reader import Parts, TensorReader
@@ -97,8 +98,9 @@ def load_model(
     overrides: RuleOverrides | None = None,
     context_length: int | None = None,
     canvas_adapter: Path | None = None,
+    progress: Progress | None = None,
 ) -> LoadedModel:
-    """Load a checkpoint.
+    """Load a checkpoint; beside the network, memory holds about one tensor at a time.
 
     path:           a folder in the Hugging Face layout, or a GGUF file
     dtype:          float32, bfloat16 or float16
@@ -106,6 +108,7 @@ def load_model(
     overrides:      mask id and block length where the checkpoint is silent or wrong
     context_length: fewer positions than the network was made for (saves rotary tables)
     canvas_adapter: folder of an adapter made for this checkpoint
+    progress:       told after each tensor how many numbers have been read, and of how many
 
     Raises CheckpointError when the checkpoint is broken, incomplete, of an unknown family or
     contradicts itself, and ValueError for a type or a length that cannot be.
@@ -124,7 +127,10 @@ def load_model(
             f"quantised checkpoints of the family {family.name} are not supported: it stores its "
             "matrices the other way round"
         )
-    reader = TensorReader(checkpoint.tensors, family.names)
+    store = checkpoint.tensors
+    if progress is not None:
+        store = ProgressStore(store, progress)
+    reader = TensorReader(store, family.names)
     parts = family.prepare(reader, config, checkpoint.config)
     if adapter is None:
         network = build_network(config, parts, placement)

@@ -45,8 +45,20 @@ def take_linear(
             packed = pack(_joined(quantized), placement.device)
             if packed is not None:
                 return Linear(packed, placed_bias)
-    weights = [parts.take(piece.part, piece.shape, layer) for piece in pieces]
-    return Linear(placement.tensor(torch.cat(weights)), placed_bias)
+    return Linear(_placed(parts, placement, pieces, layer), placed_bias)
+
+
+def _placed(parts: Parts, placement: Placement, pieces: list[Piece], layer: int) -> Tensor:
+    """Copy each matrix straight to where it stays: no more than one is held beside it."""
+    rows = sum(piece.shape[0] for piece in pieces)
+    shape = (rows, pieces[0].shape[1])
+    placed = torch.empty(shape, dtype=placement.dtype, device=placement.device)
+    start = 0
+    for piece in pieces:
+        stop = start + piece.shape[0]
+        placed[start:stop].copy_(parts.take(piece.part, piece.shape, layer))
+        start = stop
+    return placed
 
 
 def pack(values: ScaledValues | None, device: torch.device) -> Int4Weight | Fp8Weight | None:
