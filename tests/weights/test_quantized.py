@@ -237,6 +237,30 @@ def test_activation_order_of_compressed_tensors(folders, tmp_path):
     torch.testing.assert_close(open_checkpoint(folder).tensors.tensor(f"{name}.weight"), wanted)
 
 
+def test_an_index_of_minus_one_says_nothing(folders, tmp_path):
+    name = "model.layers.0.self_attn.k_proj"
+    index = torch.full((128,), -1, dtype=torch.int32)
+    folder = changed(
+        folders,
+        "compressed_tensors_int4",
+        tmp_path / "model",
+        tensors={f"{name}.weight_g_idx": index},
+    )
+    wanted = load_file(folders / "compressed_tensors_int4" / "cases.safetensors")
+    got = open_checkpoint(folder).tensors.tensor(f"{name}.weight")
+    torch.testing.assert_close(got, wanted[f"dense.{name}.weight"])
+
+
+def test_gptq_goes_by_its_index_whatever_the_config_says(folders, tmp_path):
+    """Some tools leave `desc_act` false and permute groups all the same."""
+    folder = changed(
+        folders, "gptq_act_order", tmp_path / "model", quantization={"desc_act": False}
+    )
+    name = "model.layers.0.self_attn.k_proj.weight"
+    wanted = load_file(folders / "gptq_act_order" / "cases.safetensors")[f"dense.{name}"]
+    torch.testing.assert_close(open_checkpoint(folder).tensors.tensor(name), wanted)
+
+
 def test_modelopt_config_may_stand_in_a_file_of_its_own(folders, tmp_path):
     folder = changed(folders, "modelopt_nvfp4", tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())

@@ -119,7 +119,7 @@ class _Module:
             scales=self._globally_scaled(scales),
             block=self.scheme.block_of(shape),
             zeros=self._zeros(shape, scales),
-            column_block=self._optional(".weight_g_idx"),
+            column_block=self._index(),
         )
         found.check(f"{self.module}.weight")
         return found
@@ -141,6 +141,11 @@ class _Module:
         bits = self.scheme.num_bits  # packed along the outputs
         unpacked = unpack_bits(zeros.transpose(-1, -2), bits, shape[-2])
         return _signed(unpacked, bits).transpose(-1, -2)
+
+    def _index(self) -> Tensor | None:
+        """The group of each input [in]; all -1 says that they are in order."""
+        index = self._optional(".weight_g_idx")
+        return None if index is None or int(index.max()) < 0 else index
 
     def _globally_scaled(self, scales: Tensor) -> Tensor:
         if self.scheme.strategy != "tensor_group":

@@ -31,13 +31,13 @@ class _Groups:
 
     group_size:    inputs that share a scale, or None for all of them
     adds_one:      zero points are stored less one (GPTQ, version 1)
-    uses_index:    groups are as `g_idx` says, not by the order of the inputs
+    needs_index:   groups need not be in the order of the inputs, so `g_idx` must be there
     """
 
     num_bits: int
     group_size: int | None
     adds_one: bool = False
-    uses_index: bool = False
+    needs_index: bool = False
 
 
 def find_gptq(store: TensorStore, fields: ConfigFields) -> Found:
@@ -53,7 +53,7 @@ def find_gptq(store: TensorStore, fields: ConfigFields) -> Found:
         num_bits,
         _group_size(fields),
         adds_one=form == "gptq",
-        uses_index=fields.flag("desc_act", False),
+        needs_index=fields.flag("desc_act", False),
     )
     return _find(store, groups, _GptqModule)
 
@@ -117,15 +117,18 @@ class _GptqModule:
             scales=self._part("scales").float().T,
             block=(1, self.groups.group_size or width),
             zeros=unpack_bits(words, bits, out).T,
-            column_block=self._index(),
+            column_block=self._index(width),
         )
         found.check(f"{self.module}.weight")
         return found
 
-    def _index(self) -> Tensor | None:
-        if not self.groups.uses_index:
+    def _index(self, width: int) -> Tensor | None:
+        """The group of each input [in]; None where groups are in order, as they may be anyway."""
+        if not self.groups.needs_index and f"{self.module}.g_idx" not in self.names:
             return None
-        return self._part("g_idx")
+        index = self._part("g_idx")
+        in_order = torch.arange(width) // (self.groups.group_size or width)
+        return None if torch.equal(index.long(), in_order) else index
 
     def _part(self, suffix: str) -> Tensor:
         return read_part(
