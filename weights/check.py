@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from kernels import page_bytes
-from weights.checkpoint import Checkpoint, open_checkpoint
 from weights.errors import CheckpointError
 from weights.families import RuleOverrides
-from weights.linear import Placement
+from weights.files.checkpoint import Checkpoint, open_checkpoint
 from weights.load import ModelDescription, build_network, describe_model
-from weights.network_config import NetworkConfig
+from weights.network.config import NetworkConfig
+from weights.network.linear import Placement
+from weights.network.tensor_reader import Parts, TensorReader, TensorStore
 from weights.quantized import QuantizedStore
 from weights.scaled_values import ScaledValues
-from weights.tensor_reader import Parts, TensorReader, TensorStore
 
 _CONTEXTS = (4_096, 32_768, 131_072)
 _DTYPES = (torch.bfloat16, torch.float32)

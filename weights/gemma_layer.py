@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from kernels import AttentionPlan, PagedBatch, RotaryRows, paged_attention, rms_norm, store_kv
 from weights.gemma_config import AttentionSizes, GemmaConfig, GemmaExperts
-from weights.linear import Linear, Placement
+from weights.network.linear import Linear, Placement
+from weights.network.tensor_reader import Parts
 from weights.packed import Piece, take_linear
-from weights.tensor_reader import Parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,8 +38,8 @@ from weights.gemma_layer import (
     build_gelu_gate,
     build_gemma_layer,
 )
-from weights.linear import Placement
-from weights.tensor_reader import Parts
+from weights.network.linear import Placement
+from weights.network.tensor_reader import Parts
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from kernels import Fp8Weight, Int4Weight, can_pack_int4, pack_int4
-from weights.linear import Linear, Placement
+from weights.network.linear import Linear, Placement
+from weights.network.tensor_reader import Parts
 from weights.scaled_values import ScaledValues
-from weights.tensor_reader import Parts
 
 _MOST_INT4 = 15
 _MIDDLE_INT4 = 8

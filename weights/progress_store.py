@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
+from weights.network.tensor_reader import TensorStore
 from weights.scaled_values import ScaledValues
-from weights.tensor_reader import TensorStore
 
 # Numbers read so far, and of how many.
 Progress = Callable[[int, int], None]

@@ -6,14 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from server.cli import main
+from server.shell.cli import main
 from tests.conftest import GOLDEN
 from tests.weights.folders import copy_folder, shard
 from weights import RuleOverrides
 from weights.check import check_model, report
-from weights.fetch import DEFAULT_CANVAS_ADAPTER
+from weights.files.default_model import DEFAULT_CANVAS_ADAPTER
+from weights.files.safetensors_store import SafetensorsStore
 from weights.load import load_model
-from weights.safetensors_store import SafetensorsStore
 
 NO_TOKENIZER = "it has no tokenizer.json, which serving needs"
 SERVED = sorted(

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from tests.weights.folders import copy_folder, shard
 from tests.weights.runs import open_golden, whole_logits
 from weights import CheckpointError, Placement, Quantize, build_network, load_model
-from weights.checkpoint import open_checkpoint
 from weights.families import find_family
+from weights.files.checkpoint import open_checkpoint
+from weights.network.tensor_reader import TensorReader
 from weights.progress_store import ProgressStore
-from weights.tensor_reader import TensorReader
 
 
 def load(folder, **options):
@@ -60,7 +60,7 @@ def test_each_file_is_opened_once(llama, tmp_path, monkeypatch):
         opened.append(path.name)
         return safe_open(path, **options)
 
-    monkeypatch.setattr("weights.safetensors_store.safe_open", counted)
+    monkeypatch.setattr("weights.files.safetensors_store.safe_open", counted)
     load(folder)
     assert sorted(opened) == [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
 

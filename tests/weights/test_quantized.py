@@ -13,10 +13,10 @@ from tests.conftest import GOLDEN
 from tests.weights.folders import copy_folder
 from tests.weights.runs import whole_logits
 from weights import CheckpointError, Placement, build_network, load_model
-from weights.checkpoint import open_checkpoint
 from weights.families import find_family
+from weights.files.checkpoint import open_checkpoint
+from weights.network.tensor_reader import TensorReader
 from weights.scaled_values import ScaledValues, unpack_bits, unpack_fp4
-from weights.tensor_reader import TensorReader
 
 FOLDERS = sorted(path.name for path in (GOLDEN / "quantized").iterdir() if path.is_dir())
 CPU = torch.device("cpu")

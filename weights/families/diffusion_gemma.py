@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from weights.checkpoint import Checkpoint, open_checkpoint
 from weights.config_fields import ConfigFields
 from weights.errors import CheckpointError
+from weights.files.checkpoint import Checkpoint, open_checkpoint
 from weights.gemma_config import GemmaConfig, parse_diffusion_gemma, parse_gemma4
 from weights.gemma_network import GemmaNetwork, build_gemma_network
-from weights.linear import Placement
-from weights.tensor_reader import TensorNames, TensorReader
+from weights.network.linear import Placement
+from weights.network.tensor_reader import TensorNames, TensorReader
 
 _LAYER = "layers.{layer}."
 _TEXT_TABLE = {

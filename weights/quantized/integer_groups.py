@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from weights.config_fields import ConfigFields
+from weights.network.tensor_reader import TensorStore
 from weights.quantized.layout import Found, QuantizedTensor, modules_with, read_part, used_names
 from weights.scaled_values import ScaledValues, unpack_bits
-from weights.tensor_reader import TensorStore
 
 _PARTS = (".qweight", ".qzeros", ".scales", ".g_idx")
 _GPTQ_FORMATS = ("gptq", "gptq_v2")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from weights.errors import CheckpointError
+from weights.network.tensor_reader import TensorStore
 from weights.scaled_values import ScaledValues
-from weights.tensor_reader import TensorStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from weights.config_fields import ConfigFields
 from weights.errors import CheckpointError
+from weights.network.tensor_reader import TensorStore
 from weights.quantized.layout import Found, QuantizedTensor, read_part, used_names
 from weights.scaled_values import ScaledValues, power_of_two_scales, unpack_fp4
-from weights.tensor_reader import TensorStore
 
 _BLOCK_SCALE = ".weight_scale_inv"
 _SCALE = ".weight_scale"

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor
 
 from weights.config_fields import ConfigFields
+from weights.network.tensor_reader import TensorStore
 from weights.quantized.compressed_tensors import find_compressed_tensors
 from weights.quantized.integer_groups import find_awq, find_gptq
 from weights.quantized.layout import Found
 from weights.quantized.small_floats import find_fp8, find_modelopt
 from weights.quantized.torchao import find_torchao
 from weights.scaled_values import ScaledValues
-from weights.tensor_reader import TensorStore
 
 _METHODS: dict[str, Callable[[TensorStore, ConfigFields], Found]] = {
     "compressed-tensors": find_compressed_tensors,

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from weights.config_fields import ConfigFields
 from weights.errors import CheckpointError
+from weights.network.tensor_reader import TensorStore
 from weights.quantized.layout import Found, QuantizedTensor, read_part
 from weights.scaled_values import ScaledValues
-from weights.tensor_reader import TensorStore
 
 _PLAIN = ("Int8Tensor", "Float8Tensor", "IntxUnpackedToInt8Tensor")
 _UNQUANTISED = "Tensor"
