@@ -42,6 +42,13 @@ from kernels.noise import (
     uniform_noise,
 )
 from kernels.norms import add_rms_norm, layer_norm, rms_norm
+from kernels.packed_linear import (
+    Fp8Weight,
+    Int4Weight,
+    can_pack_int4,
+    pack_int4,
+    packed_linear,
+)
 from kernels.rotary import RotaryRows, RotaryTable, rotary_rows
 from kernels.score.finish import finish_scores
 from kernels.score.partials import ScorePartials, join_partials
@@ -59,7 +66,9 @@ __all__ = [
     "AllowedTokens",
     "AttentionPlan",
     "CapturedSteps",
+    "Fp8Weight",
     "HeadLayout",
+    "Int4Weight",
     "Int8Weight",
     "KVCache",
     "LayerParts",
@@ -84,6 +93,7 @@ __all__ = [
     "add_rms_norm",
     "allocate_kv_cache",
     "bucket_for",
+    "can_pack_int4",
     "chosen_products",
     "default_format",
     "edit_tokens",
@@ -95,6 +105,8 @@ __all__ = [
     "layer_stack",
     "leading_run",
     "linear",
+    "pack_int4",
+    "packed_linear",
     "padding_batch",
     "page_bytes",
     "paged_attention",

@@ -25,14 +25,15 @@ from kernels.cpu.library import (
 )
 from kernels.int8_products import NATIVE, ProductChoice
 from kernels.linear import Int8Weight
+from kernels.packed_linear import Fp8Weight, Int4Weight
 from kernels.rotary import RotaryRows
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A weight [out, in] and its bias [out] or None."""
+    """A weight [out, in], float, int8, or packed as its checkpoint has it, and its bias or None."""
 
-    weight: Tensor | Int8Weight
+    weight: Tensor | Int8Weight | Int4Weight | Fp8Weight
     bias: Tensor | None = None
 
 

@@ -1,4 +1,8 @@
-"""`ConfigFields`: a JSON object of a checkpoint, read field by field and by type."""
+"""`ConfigFields`: a JSON object of a checkpoint, read field by field and by type.
+
+Not msgspec: it decodes structures of fixed names, while a family reads one field under several
+names, takes null for absent and 3.0 for a whole number, and refuses a value with its reason.
+"""
 
 import json
 from collections.abc import Mapping

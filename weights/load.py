@@ -26,6 +26,8 @@ from weights.network.linear import Placement
 from weights.network.quantize import calibration_ids, quantize_network
 from weights.network.tensor_reader import Parts, TensorReader
 from weights.network.transformer import Transformer, build_transformer
+from weights.progress_store import Progress, ProgressStore
+from weights.quantized import QuantizedStore
 from weights.text.chat_template import ChatTemplate
 from weights.text.generation_defaults import GenerationDefaults
 from weights.text.tokenizer import Tokenizer
@@ -88,7 +90,7 @@ def describe_model(
     return _describe(open_checkpoint(path), overrides, context_length, adapter)
 
 
-def load_model(
+def load_model(  # noqa: PLR0913 (what a user says of a model)
     path: Path,
     *,
     dtype: torch.dtype,
@@ -98,8 +100,9 @@ def load_model(
     overrides: RuleOverrides | None = None,
     context_length: int | None = None,
     canvas_adapter: Path | None = None,
+    progress: Progress | None = None,
 ) -> LoadedModel:
-    """Load a checkpoint.
+    """Load a checkpoint; beside the network, memory holds about one tensor at a time.
 
     path:           a folder in the Hugging Face layout, or a GGUF file
     dtype:          float32, bfloat16 or float16
@@ -108,19 +111,29 @@ def load_model(
     overrides:      mask id and block length where the checkpoint is silent or wrong
     context_length: fewer positions than the network was made for (saves rotary tables)
     canvas_adapter: folder of an adapter made for this checkpoint
+    progress:       told after each tensor how many numbers have been read, and of how many
 
     Raises CheckpointError when the checkpoint is broken, incomplete, of an unknown family or
     contradicts itself, and ValueError for a type or a length that cannot be.
     """
     started = time.monotonic()
-    placement = Placement(dtype, device)
+    # A CPU multiplies float or int8 matrices; there, packed ones are widened once, on reading.
+    placement = Placement(dtype, device, keeps_packed=device.type != "cpu")
     if quantize is not None and device.type != "cpu":
         raise ValueError(f"int8 weights run on a CPU only, got device {device}")
     checkpoint = open_checkpoint(path)
     adapter = None if canvas_adapter is None else open_canvas_adapter(canvas_adapter)
     described = _describe(checkpoint, overrides, context_length, adapter)
     family, config = described.family, described.config
-    reader = TensorReader(checkpoint.tensors, family.names)
+    if family.names.transposed and isinstance(checkpoint.tensors, QuantizedStore):
+        raise CheckpointError(
+            f"quantised checkpoints of the family {family.name} are not supported: it stores its "
+            "matrices the other way round"
+        )
+    store = checkpoint.tensors
+    if progress is not None:
+        store = ProgressStore(store, progress)
+    reader = TensorReader(store, family.names)
     parts = family.prepare(reader, config, checkpoint.config)
     if adapter is None:
         network = build_network(config, parts, placement)

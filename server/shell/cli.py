@@ -1,4 +1,4 @@
-"""`estuary`: serve, fetch, complete, bench, score, convert and train from the shell."""
+"""`estuary`: serve, fetch, complete, bench, score, check, convert and train from the shell."""
 
 import argparse
 import asyncio
@@ -32,6 +32,7 @@ from server.shell.one_answer import CompleteOptions, complete
 from server.state import package_version
 from server.watch.logging_setup import log_form, set_up_logging
 from server.watch.tracing import tracing_of_environment
+from weights.check import check_model, report
 from weights.errors import CheckpointError, FetchError, TemplateError
 from weights.files.convert import convert_lightning
 from weights.training.recipes import RECIPES
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_complete(commands)
     _add_bench(commands)
     _add_score(commands)
+    _add_check(commands)
     _add_convert(commands)
     _add_train(commands)
     return parser
@@ -204,6 +206,13 @@ def _add_score(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--order-seed", type=int, default=0, metavar="N", help="default 0")
     parser.set_defaults(command=_score)
+
+
+def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "Say what a checkpoint is, whether it can be served, and what it needs."
+    parser = commands.add_parser("check", help=text, description=text)
+    parser.add_argument("path", type=Path, metavar="PATH", help="model folder or GGUF file")
+    parser.set_defaults(command=_check, print_config=False, config=None)
 
 
 def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -348,6 +357,13 @@ def _score(settings: Settings, arguments: argparse.Namespace) -> int:
         f"perplexity {found.perplexity:.4f}"
     )
     return EXIT_OK
+
+
+def _check(settings: Settings, arguments: argparse.Namespace) -> int:
+    del settings
+    found = check_model(arguments.path)
+    print("\n".join(report(found)))
+    return EXIT_OK if found.problem is None else EXIT_FAILED
 
 
 def _convert(settings: Settings, arguments: argparse.Namespace) -> int:

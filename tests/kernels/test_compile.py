@@ -4,7 +4,14 @@ import pytest
 import torch
 import triton
 
-from kernels import grouped_experts_kernel, linear_kernel, noise_kernel, norms_kernel, swiglu_kernel
+from kernels import (
+    grouped_experts_kernel,
+    linear_kernel,
+    noise_kernel,
+    norms_kernel,
+    packed_linear_kernel,
+    swiglu_kernel,
+)
 from kernels.attention import paged_attention_kernel, store_kv_kernel
 from kernels.score import finish_kernel as score_finish_kernel
 from kernels.score import rows_kernel as score_rows_kernel
@@ -320,3 +327,60 @@ def test_swiglu(capability, tmp_path):
         path=tmp_path,
     )
     assert_fits(code, capability, tensor_cores=False)
+
+
+@pytest.mark.parametrize("group_size", [32, 128])
+def test_int4_linear(group_size, capability, tmp_path):
+    tensors = dict.fromkeys(("x", "scales", "bias", "output"), "bf16")
+    tensors |= {"packed": "u8", "zeros": "u8"}
+    for rows, (outputs, depth, warps, stages) in packed_linear_kernel.TUNED.items():
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        constants = {
+            "WIDTH": 4096,
+            "OUTPUTS": 6144,
+            "GROUPS": 4096 // group_size,
+            "HAS_BIAS": False,
+            "BLOCK_T": rows,
+            "BLOCK_O": outputs,
+            "BLOCK_K": min(depth, group_size),
+            "STAGES": stages,
+        }
+        code = compile_kernel(
+            packed_linear_kernel._int4_linear_kernel,
+            tensors,
+            constants,
+            capability,
+            warps=warps,
+            path=folder,
+        )
+        assert_fits(code, capability)
+
+
+def test_fp8_linear(capability, tmp_path):
+    tensors = dict.fromkeys(("x", "bias", "output"), "bf16")
+    tensors |= {"values": "u8", "scales": "fp32"}
+    for rows, (outputs, depth, warps, stages) in packed_linear_kernel.TUNED.items():
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        constants = {
+            "WIDTH": 4096,
+            "OUTPUTS": 6144,
+            "SCALE_ROWS": 128,
+            "SCALE_COLUMNS": 128,
+            "GRID_COLUMNS": 32,
+            "HAS_BIAS": False,
+            "BLOCK_T": rows,
+            "BLOCK_O": outputs,
+            "BLOCK_K": depth,
+            "STAGES": stages,
+        }
+        code = compile_kernel(
+            packed_linear_kernel._fp8_linear_kernel,
+            tensors,
+            constants,
+            capability,
+            warps=warps,
+            path=folder,
+        )
+        assert_fits(code, capability)

@@ -2,14 +2,20 @@
 
 import json
 import pickle
+import weakref
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.weights.folders import copy_folder, shard
 from tests.weights.runs import open_golden, whole_logits
-from weights import CheckpointError, Quantize, load_model
+from weights import CheckpointError, Placement, Quantize, build_network, load_model
+from weights.families import find_family
+from weights.files.checkpoint import open_checkpoint
+from weights.network.tensor_reader import TensorReader
+from weights.progress_store import ProgressStore
 
 
 def load(folder, **options):
@@ -43,6 +49,51 @@ def test_weights_are_no_view_of_the_file(llama, tmp_path, ids, wanted):
     network = load(folder).network
     (folder / "model.safetensors").write_bytes(b"")
     torch.testing.assert_close(whole_logits(network, ids), wanted, atol=1e-4, rtol=0)
+
+
+def test_each_file_is_opened_once(llama, tmp_path, monkeypatch):
+    folder = copy_folder(llama, tmp_path / "model")
+    shard(folder, 3)
+    opened = []
+
+    def counted(path, **options):
+        opened.append(path.name)
+        return safe_open(path, **options)
+
+    monkeypatch.setattr("weights.files.safetensors_store.safe_open", counted)
+    load(folder)
+    assert sorted(opened) == [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+
+
+def test_progress_ends_when_all_has_been_read(llama):
+    said = []
+    load(llama, progress=lambda done, total: said.append((done, total)))
+    total = sum(tensor.numel() for tensor in load_file(llama / "model.safetensors").values())
+    assert said[-1] == (total, total)
+    assert [done for done, _ in said] == sorted(done for done, _ in said)
+    assert len(said) == len(load_file(llama / "model.safetensors"))
+
+
+def test_host_memory_is_bounded_by_a_tensor(golden):
+    """A matrix joined of several is never held twice: its pieces go straight to their place."""
+    seen = []
+
+    class Watched(ProgressStore):
+        def tensor(self, name):
+            alive = sum(ref() is not None for ref in seen)
+            assert alive <= 1, "an earlier tensor is still held"
+            tensor = super().tensor(name)
+            seen.append(weakref.ref(tensor))
+            return tensor
+
+    checkpoint = open_checkpoint(golden / "qwen3")
+    family = find_family(checkpoint.config)
+    store = Watched(checkpoint.tensors, lambda *_: None)
+    reader = TensorReader(store, family.names)
+    config = family.parse(checkpoint.config)
+    build_network(config, reader, Placement(torch.float32, torch.device("cpu")))
+    reader.finish()
+    assert len(seen) == len(list(checkpoint.tensors.names()))
 
 
 def test_missing_tensor_is_named(llama, tmp_path):

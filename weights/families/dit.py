@@ -18,6 +18,7 @@ from weights.config_fields import ConfigFields
 from weights.families.hf_layout import contradictions_named, read_head_dim
 from weights.network.config import Block, NetworkConfig, RotaryConfig
 from weights.network.tensor_reader import Parts, TensorNames
+from weights.scaled_values import ScaledValues
 
 _BLOCK = "blocks.{layer}."
 _LAYER_NORM_EPS = 1e-5
@@ -145,6 +146,16 @@ class _FoldedParts:
             weight = self._parts.take("qkv.weight", (*shape, self._config.hidden_size), layer)
             return weight.double() @ self._layers[layer][0]
         return self._fold_layer(part, self._parts.take(part, shape, layer, expert).double(), layer)
+
+    def scaled(
+        self,
+        part: str,  # noqa: ARG002
+        shape: tuple[int, ...],  # noqa: ARG002
+        layer: int | None = None,  # noqa: ARG002
+        expert: int | None = None,  # noqa: ARG002
+    ) -> ScaledValues | None:
+        """None: folded matrices are not the stored ones."""
+        return None
 
     def _fold_layer(self, part: str, stored: Tensor, layer: int) -> Tensor:
         _, attention_scale, attention_gate, shift, scale, gate = self._layers[layer]

@@ -23,9 +23,11 @@ def parse_qwen3_moe(fields: ConfigFields) -> NetworkConfig:
         raise fields.refuse("decoder_sparse_step", "but every layer must have experts")
     if fields.numbers("mlp_only_layers"):
         raise fields.refuse("mlp_only_layers", "but every layer must have experts")
+    # transformers 5 writes the second name.
+    count = "num_experts" if fields.has("num_experts") else "num_local_experts"
     with contradictions_named(fields):
         experts = ExpertsConfig(
-            num_experts=fields.integer("num_experts"),
+            num_experts=fields.integer(count),
             experts_per_token=fields.integer("num_experts_per_tok"),
             expert_size=fields.integer("moe_intermediate_size"),
             is_renormalised=fields.flag("norm_topk_prob", False),

@@ -24,6 +24,7 @@ from weights.network.config import NetworkConfig
 from weights.network.latent import LATENT_TABLE
 from weights.network.latent_config import LatentConfig, parse_latent
 from weights.network.tensor_reader import Parts, TensorNames, TensorReader, TensorStore
+from weights.scaled_values import ScaledValues
 
 _PREFIX = "latent."
 
@@ -111,6 +112,16 @@ class AdaptedParts:
     ) -> Tensor:
         """Read a part from whichever has it."""
         return self._of(part).take(part, shape, layer, expert)
+
+    def scaled(
+        self,
+        part: str,
+        shape: tuple[int, ...],
+        layer: int | None = None,
+        expert: int | None = None,
+    ) -> ScaledValues | None:
+        """Read a quantised part from whichever has it."""
+        return self._of(part).scaled(part, shape, layer, expert)
 
     def finish(self) -> None:
         """Raise CheckpointError when the adapter holds tensors that nobody took."""

@@ -10,6 +10,7 @@ from weights.files.gguf_layout import GgufStore, config_from_gguf
 from weights.files.gguf_tokenizer import read_gguf_tokenizer
 from weights.files.safetensors_store import open_folder
 from weights.network.tensor_reader import TensorStore
+from weights.quantized import open_quantized
 from weights.text.chat_template import ChatTemplate
 from weights.text.generation_defaults import GenerationDefaults, read_generation_defaults
 from weights.text.tokenizer import Tokenizer, read_tokenizer_json
@@ -95,6 +96,9 @@ def _open_hf_folder(folder: Path) -> Checkpoint:
             adapter_config = folder / adapter / "adapter_config.json"
             found = read_json_object(adapter_config) if adapter_config.is_file() else {}
             values[adapter] = found
+    modelopt = _optional_fields(folder / "hf_quant_config.json")
+    if modelopt is not None and values.get("quantization_config") is None:
+        values["quantization_config"] = _modelopt_config(modelopt)
     config = ConfigFields(values, str(config_path))
     tokenizer_config = _optional_fields(folder / "tokenizer_config.json")
     tokenizer = _read_folder_tokenizer(folder, tokenizer_config)
@@ -103,11 +107,18 @@ def _open_hf_folder(folder: Path) -> Checkpoint:
     return Checkpoint(
         name=folder.resolve().name,
         config=config,
-        tensors=open_folder(folder, adapters=ADAPTER_FOLDERS),
+        tensors=open_quantized(open_folder(folder, adapters=ADAPTER_FOLDERS), config),
         tokenizer=tokenizer,
         chat_template=_read_folder_template(folder, tokenizer_config, tokenizer),
         generation=read_generation_defaults(config, generation, tokenizer_eos_id=eos_id),
     )
+
+
+def _modelopt_config(fields: ConfigFields) -> dict[str, Json]:
+    """What ModelOpt writes into a file of its own, as a `quantization_config`."""
+    section = fields.section("quantization")
+    found = {} if section is None else dict(section.values)
+    return {"quant_method": "modelopt", **found}
 
 
 def _optional_fields(path: Path) -> ConfigFields | None:

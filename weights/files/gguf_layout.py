@@ -1,7 +1,7 @@
 """GGUF metadata and tensor names in the words of the Hugging Face layout."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from weights.config_fields import ConfigFields, Json
 from weights.errors import CheckpointError
 from weights.files.gguf_file import GgufFile
+from weights.scaled_values import ScaledValues
 
 _HF_BLOCK = {
     "attn_norm.weight": "input_layernorm.weight",
@@ -103,6 +104,14 @@ class GgufStore:
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
         return self._file.shape(self._stored[name])
+
+    def scaled(self, name: str) -> ScaledValues | None:  # noqa: ARG002
+        """None: its types are not kept packed."""
+        return None
+
+    def metadata(self) -> Mapping[str, str]:
+        """Nothing: what a GGUF file says of itself is in its config."""
+        return {}
 
     def tensor(self, name: str) -> Tensor:
         """Read a tensor as float32."""

@@ -15,6 +15,7 @@ _WANTED = (
     "*.safetensors.index.json",
     "config.json",
     "generation_config.json",
+    "hf_quant_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",

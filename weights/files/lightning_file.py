@@ -3,6 +3,7 @@
 The file is a zip of raw tensor memory and one pickle. A pickle names functions to call; here all
 but the two that build tensors become inert placeholders, so that configs and tokenizers of
 classes we do not have (or that mean harm) do nothing.
+`torch.load(weights_only=True)` cannot do this: it refuses the whole file at the first such class.
 From: the format of torch.save since PyTorch 1.6.
 """
 

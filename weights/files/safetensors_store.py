@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weights.config_fields import ConfigFields, read_json_object
 from weights.errors import CheckpointError
+from weights.scaled_values import ScaledValues
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -15,7 +17,10 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class SafetensorsStore:
-    """Tensors of one or more safetensors files; only headers are read before a tensor is."""
+    """Tensors of one or more safetensors files, each opened once and mapped, not read.
+
+    Only headers are read before a tensor is; a tensor is read when it is copied to its place.
+    """
 
     def __init__(
         self, files: Mapping[str, Path], *, expected: frozenset[str] | None = None
@@ -25,8 +30,10 @@ class SafetensorsStore:
         expected: names an index promises, or None without an index. Raises CheckpointError when
         a file is broken, two hold the same name, or one of the expected is in none.
         """
+        self._files: dict[Path, Any] = {}
         self._places: dict[str, tuple[Path, str]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._metadata: dict[str, str] = {}
         for key, path in files.items():
             self._add(path, prefix=key if key.endswith("/") else "")
         missing = sorted((expected or frozenset()) - self._places.keys())
@@ -44,28 +51,37 @@ class SafetensorsStore:
         """Shape of a tensor."""
         return self._shapes[name]
 
+    def scaled(self, name: str) -> ScaledValues | None:  # noqa: ARG002
+        """None: what one tensor means is all in it."""
+        return None
+
+    def metadata(self) -> Mapping[str, str]:
+        """Metadata of all files together."""
+        return self._metadata
+
     def tensor(self, name: str) -> Tensor:
         """Read a tensor."""
         path, stored = self._places[name]
         try:
-            with safe_open(path, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(stored)
+            tensor: Tensor = self._files[path].get_tensor(stored)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"tensor {name} cannot be read from {path}: {error}") from error
         return tensor
 
     def _add(self, path: Path, *, prefix: str) -> None:
         try:
-            with safe_open(path, framework="pt") as file:
-                for stored in file.keys():  # noqa: SIM118 -- not a dict
-                    name = prefix + stored
-                    if name in self._places:
-                        raise CheckpointError(
-                            f"tensor {name} stands in both {self._places[name][0]} and {path}",
-                            tensor=name,
-                        )
-                    self._places[name] = (path, stored)
-                    self._shapes[name] = tuple(file.get_slice(stored).get_shape())
+            file: Any = safe_open(path, framework="pt")
+            self._files[path] = file
+            self._metadata.update(file.metadata() or {})
+            for stored in file.keys():  # noqa: SIM118 -- not a dict
+                name = prefix + stored
+                if name in self._places:
+                    raise CheckpointError(
+                        f"tensor {name} stands in both {self._places[name][0]} and {path}",
+                        tensor=name,
+                    )
+                self._places[name] = (path, stored)
+                self._shapes[name] = tuple(file.get_slice(stored).get_shape())
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
 

@@ -20,6 +20,7 @@ from kernels import (
 from weights.network.config import NetworkConfig
 from weights.network.linear import Linear, Placement
 from weights.network.tensor_reader import Parts
+from weights.packed import Piece, take_linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,6 @@ def build_attention(
     config: NetworkConfig, parts: Parts, placement: Placement, *, layer: int
 ) -> Attention:
     """Take a layer's tensors; separate q, k and v are fused into one matrix."""
-    weight = take_rows(parts, config, layer, suffix="weight", trailing=(config.hidden_size,))
     bias = None
     if config.qkv_bias:
         bias = take_rows(parts, config, layer, suffix="bias", trailing=())
@@ -77,7 +77,7 @@ def build_attention(
         q_norm = placement.tensor(parts.take("q_norm.weight", (config.head_dim,), layer))
         k_norm = placement.tensor(parts.take("k_norm.weight", (config.head_dim,), layer))
     return Attention(
-        qkv=placement.linear(weight, bias),
+        qkv=take_linear(parts, placement, _qkv_pieces(parts, config, layer), layer, bias=bias),
         heads=HeadLayout(
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
@@ -88,6 +88,18 @@ def build_attention(
             norm_eps=config.norm_eps,
         ),
     )
+
+
+def _qkv_pieces(parts: Parts, config: NetworkConfig, layer: int) -> list[Piece]:
+    """The matrices that make up queries, keys and values, in that order."""
+    hidden, kv_rows = config.hidden_size, config.num_kv_heads * config.head_dim
+    if parts.has("qkv.weight", layer):
+        return [Piece("qkv.weight", (config.qkv_size, hidden))]
+    return [
+        Piece("q.weight", (config.attended_size, hidden)),
+        Piece("k.weight", (kv_rows, hidden)),
+        Piece("v.weight", (kv_rows, hidden)),
+    ]
 
 
 def take_rows(

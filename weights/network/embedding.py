@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels import Int8Weight
 from weights.errors import CheckpointError
 from weights.network.config import NetworkConfig
 from weights.network.linear import Linear, Placement
@@ -23,6 +24,14 @@ class Vocabulary:
     token_table: Tensor
     position_table: Tensor | None
     head: Linear
+
+    @property
+    def head_weight(self) -> Tensor | Int8Weight:
+        """The matrix of the head [V, d]; scores are computed from these two forms only."""
+        weight = self.head.weight
+        if not isinstance(weight, Tensor | Int8Weight):
+            raise TypeError("an output head is never packed")
+        return weight
 
     def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """Look tokens [T] and, where learned, positions [T] up; returns [T, d]."""

@@ -12,6 +12,7 @@ from kernels import grouped_experts, swiglu
 from weights.network.config import ExpertsConfig, NetworkConfig, RouterScore
 from weights.network.linear import Linear, Placement
 from weights.network.tensor_reader import Parts
+from weights.packed import Piece, take_linear
 
 # Keeps the sum of sigmoid weights from dividing by zero, as in the published code.
 _WEIGHT_SUM_FLOOR = 1e-20
@@ -112,16 +113,22 @@ def build_gated_feed_forward(
     if config.experts is not None and config.has_experts(layer):
         return _build_experts(config.experts, config.hidden_size, parts, placement, layer=layer)
     hidden, width = config.hidden_size, config.feed_forward_size
-    gate = parts.take("gate.weight", (width, hidden), layer)
-    up = parts.take("up.weight", (width, hidden), layer)
     gate_up_bias = down_bias = None
     if config.feed_forward_bias:
         biases = [parts.take(part, (width,), layer) for part in ("gate.bias", "up.bias")]
         gate_up_bias = torch.cat(biases)
         down_bias = parts.take("down.bias", (hidden,), layer)
     return GatedFeedForward(
-        gate_up=placement.linear(torch.cat([gate, up]), gate_up_bias),
-        down=placement.linear(parts.take("down.weight", (hidden, width), layer), down_bias),
+        gate_up=take_linear(
+            parts,
+            placement,
+            [Piece("gate.weight", (width, hidden)), Piece("up.weight", (width, hidden))],
+            layer,
+            bias=gate_up_bias,
+        ),
+        down=take_linear(
+            parts, placement, [Piece("down.weight", (hidden, width))], layer, bias=down_bias
+        ),
     )
 
 

@@ -66,7 +66,7 @@ class GeluTransformer:
     @property
     def head_weight(self) -> Tensor | Int8Weight:
         """The output head [V, d]."""
-        return self.vocabulary.head.weight
+        return self.vocabulary.head_weight
 
     @property
     def head_bias(self) -> Tensor | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels import Matrix, linear
+from kernels import Fp8Weight, Int4Weight, Matrix, linear, packed_linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +14,8 @@ class Linear(Matrix):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply it to rows."""
+        if isinstance(self.weight, Int4Weight | Fp8Weight):
+            return packed_linear(x, self.weight, self.bias)
         return linear(x, self.weight, self.bias)
 
 
@@ -23,10 +25,13 @@ class Placement:
 
     dtype:  float32, bfloat16 or float16; also of activations and of the cache
     device: where they lie
+    keeps_packed: matrices stay quantised in memory where the checkpoint has them so and there is
+            a product for that
     """
 
     dtype: torch.dtype
     device: torch.device
+    keeps_packed: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for a type that has no kernels."""

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from kernels import (
-    Int8Weight,
     LinearFormat,
     PagedBatch,
     add_rms_norm,
@@ -292,6 +291,6 @@ def _with_head(vocabulary: Vocabulary, head: Linear) -> Vocabulary:
 
 
 def _float_weight(linear: Linear) -> Tensor:
-    if isinstance(linear.weight, Int8Weight):
-        raise ValueError("the network is int8 already")
+    if not isinstance(linear.weight, Tensor):
+        raise ValueError("the network is int8 already, or packed")
     return linear.weight

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from weights.errors import CheckpointError
+from weights.scaled_values import ScaledValues
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Enough left-over names to recognise the mistake, few enough for one line.
@@ -34,6 +35,14 @@ class TensorStore(Protocol):
         """Read a tensor; raises CheckpointError when the file is broken."""
         ...
 
+    def scaled(self, name: str) -> ScaledValues | None:
+        """Read the numbers and scales of a quantised tensor; None where it is not one."""
+        ...
+
+    def metadata(self) -> Mapping[str, str]:
+        """What the files say of themselves, as text by key."""
+        ...
+
 
 class Parts(Protocol):
     """Where a network takes its tensors from while it is built."""
@@ -50,6 +59,16 @@ class Parts(Protocol):
         expert: int | None = None,
     ) -> Tensor:
         """Read a tensor of this shape; raises CheckpointError when there is none."""
+        ...
+
+    def scaled(
+        self,
+        part: str,
+        shape: tuple[int, ...],
+        layer: int | None = None,
+        expert: int | None = None,
+    ) -> ScaledValues | None:
+        """Read the numbers and scales of a quantised tensor; None where it is not one."""
         ...
 
 
@@ -94,6 +113,40 @@ class TensorReader:
         Raises CheckpointError when it is missing, has another shape, is not of float type or holds
         values that are no numbers.
         """
+        name = self._found(part, shape, layer, expert)
+        tensor = self._store.tensor(self._stored[name])
+        if tensor.dtype not in _FLOATS:
+            raise CheckpointError(
+                f"tensor {name} has type {tensor.dtype}, which is no supported float type",
+                tensor=name,
+            )
+        _check_finite(tensor, name)
+        self._taken.add(name)
+        return tensor.T if part in self._names.transposed else tensor
+
+    def scaled(
+        self,
+        part: str,
+        shape: tuple[int, ...],
+        layer: int | None = None,
+        expert: int | None = None,
+    ) -> ScaledValues | None:
+        """Read the numbers and scales of a quantised part; None where it is not one.
+
+        Raises CheckpointError when it is missing or has another shape.
+        """
+        name = self._found(part, shape, layer, expert)
+        if part in self._names.transposed:
+            return None
+        found = self._store.scaled(self._stored[name])
+        if found is not None:
+            self._taken.add(name)
+        return found
+
+    def _found(
+        self, part: str, shape: tuple[int, ...], layer: int | None, expert: int | None
+    ) -> str:
+        """The name of a part that is there and has this shape."""
         if part not in self._names.table:
             raise CheckpointError(f"this family's checkpoints have no {part}")
         name = self._name(part, layer, expert)
@@ -107,15 +160,7 @@ class TensorReader:
                 f"{list(wanted)}",
                 tensor=name,
             )
-        tensor = self._store.tensor(self._stored[name])
-        if tensor.dtype not in _FLOATS:
-            raise CheckpointError(
-                f"tensor {name} has type {tensor.dtype}, which is no supported float type",
-                tensor=name,
-            )
-        _check_finite(tensor, name)
-        self._taken.add(name)
-        return tensor.T if part in self._names.transposed else tensor
+        return name
 
     def finish(self) -> None:
         """Raise CheckpointError when the checkpoint holds tensors that nobody took."""

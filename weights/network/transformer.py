@@ -37,6 +37,7 @@ from weights.network.latent import (
 from weights.network.linear import Linear, Placement
 from weights.network.rotary_tables import build_rotary_table
 from weights.network.tensor_reader import Parts
+from weights.packed import Piece, take_linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,7 @@ class Transformer:
     @property
     def head_weight(self) -> Tensor | Int8Weight:
         """The output head [V, d]."""
-        return self.vocabulary.head.weight
+        return self.vocabulary.head_weight
 
     @property
     def head_bias(self) -> Tensor | None:
@@ -279,10 +280,10 @@ def _build_layer(
     hidden = config.hidden_size
     norm = parts.take("feed_forward_norm.weight", (hidden,), layer)
     bias = parts.take("output.bias", (hidden,), layer) if config.output_bias else None
-    output = parts.take("output.weight", (hidden, config.attended_size), layer)
+    output = Piece("output.weight", (hidden, config.attended_size))
     return Layer(
         attention=build_attention(config, parts, placement, layer=layer),
-        output=placement.linear(output, bias),
+        output=take_linear(parts, placement, [output], layer, bias=bias),
         feed_forward_norm=placement.tensor(norm),
         feed_forward=build_gated_feed_forward(config, parts, placement, layer=layer),
         following_norm=following_norm,

@@ -34,7 +34,14 @@ _TOP = {
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
-ALL_KINDS = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q4_K, Kind.Q6_K]
+WRITABLE = [
+    Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1,
+]  # fmt: skip
+READ_ONLY = [
+    Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K, Kind.IQ4_NL, Kind.IQ4_XS,
+    Kind.IQ2_XXS, Kind.IQ2_XS, Kind.IQ2_S, Kind.IQ3_XXS, Kind.IQ3_S,
+]  # fmt: skip
+ALL_KINDS = [*WRITABLE, *READ_ONLY]
 
 
 def interleaved_rows(values, head_dim):
@@ -139,9 +146,77 @@ def test_every_supported_type_is_dequantised(tmp_path, kind):
     np.testing.assert_allclose(got.numpy(), wanted, atol=tolerance or 0)
 
 
+def _half(block, at):
+    return float(block[at : at + 2].view(np.float16)[0])
+
+
+def _six_bit_pair(packed, j):
+    """Scale and minimum j of the twelve bytes that Q4_K and Q5_K share."""
+    if j < 4:
+        return packed[j] & 63, packed[j + 4] & 63
+    low, high = packed[j + 4] & 15, packed[j + 4] >> 4
+    return low | packed[j - 4] >> 6 << 4, high | packed[j] >> 6 << 4
+
+
+def q2_k(block):
+    scales, codes = [int(x) for x in block[:16]], [int(x) for x in block[16:80]]
+    d, least = _half(block, 80), _half(block, 82)
+    return [
+        d * (scales[i // 16] & 15) * (codes[i // 128 * 32 + i % 32] >> i % 128 // 32 * 2 & 3)
+        - least * (scales[i // 16] >> 4)
+        for i in range(256)
+    ]
+
+
+def q3_k(block):
+    high, codes = [int(x) for x in block[:32]], [int(x) for x in block[32:96]]
+    packed, d = [int(x) for x in block[96:108]], _half(block, 108)
+    values = []
+    for i in range(256):
+        j = i // 16
+        low = packed[j] & 15 if j < 8 else packed[j - 8] >> 4
+        scale = (low | (packed[8 + j % 4] >> j // 4 * 2 & 3) << 4) - 32
+        code = codes[i // 128 * 32 + i % 32] >> i % 128 // 32 * 2 & 3
+        values.append(d * scale * (code - (0 if high[i % 32] >> i // 32 & 1 else 4)))
+    return values
+
+
+def q5_k(block):
+    d, least = _half(block, 0), _half(block, 2)
+    packed = [int(x) for x in block[4:16]]
+    high, codes = [int(x) for x in block[16:48]], [int(x) for x in block[48:176]]
+    values = []
+    for i in range(256):
+        scale, minimum = _six_bit_pair(packed, i // 32)
+        code = codes[i // 64 * 32 + i % 32] >> i % 64 // 32 * 4 & 15
+        code += 16 * (high[i % 32] >> i // 32 & 1)
+        values.append(d * scale * code - least * minimum)
+    return values
+
+
+@pytest.mark.parametrize("by_hand", [q2_k, q3_k, q5_k], ids=lambda f: f.__name__.upper())
+def test_k_quants_mean_what_ggml_says(tmp_path, by_hand):
+    """One number at a time, from the block structures of ggml."""
+    kind = Kind[by_hand.__name__.upper()]
+    values_per_block, bytes_per_block = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.random.default_rng(5).integers(0, 256, (3, bytes_per_block), dtype=np.uint8)
+    for at in {"q2_k": (80, 82), "q3_k": (108,), "q5_k": (0, 2)}[by_hand.__name__]:
+        for block in blocks:
+            block[at : at + 2] = np.array([0.0123], dtype=np.float16).view(np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tensor("x", blocks, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    got = GgufFile(tmp_path / "m.gguf").tensor("x").numpy()
+    assert got.shape == (3, values_per_block)
+    np.testing.assert_allclose(got, np.array([by_hand(block) for block in blocks]), rtol=1e-5)
+
+
 def _stored(values, kind):
     """Bytes of a tensor, and how far off dequantising may be (None: as the library says)."""
-    if kind in (Kind.Q4_K, Kind.Q6_K):
+    if kind in READ_ONLY:
         # The library cannot write these; any bytes with small scales are a valid block.
         block_values, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         shape = (values.shape[0], values.shape[1] // block_values * block_bytes)
@@ -153,13 +228,13 @@ def _stored(values, kind):
 
 def test_unsupported_type_is_named(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    values = np.ones((2, 32), dtype=np.float32)
-    writer.add_tensor("odd", gguf.quants.quantize(values, Kind.Q5_0), raw_dtype=Kind.Q5_0)
+    values = np.ones((2, 256), dtype=np.float32)
+    writer.add_tensor("odd", gguf.quants.quantize(values, Kind.TQ1_0), raw_dtype=Kind.TQ1_0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(CheckpointError, match="tensor odd has type Q5_0; supported are"):
+    with pytest.raises(CheckpointError, match="tensor odd has type TQ1_0; supported are"):
         GgufFile(tmp_path / "m.gguf").tensor("odd")
 
 
