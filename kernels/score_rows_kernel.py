@@ -11,7 +11,6 @@ W words of a bitmask row, d_z latent width.
 """
 
 from dataclasses import replace
-from functools import cache
 
 import torch
 import triton
@@ -21,8 +20,10 @@ from torch import Tensor
 from kernels.dispatch import LAUNCH, capability
 from kernels.linear import Int8Weight
 from kernels.noise_kernel import launch_noise_keys
+from kernels.score_buffer import int8_parts
 from kernels.score_fold import NO_LOGIT, NO_TOKEN, fold, suppress, write_partial
-from kernels.score_partials import NUM_NUMBERS, NUM_TOKENS, ScorePartials, merge_partials
+from kernels.score_full import suppressed_ids
+from kernels.score_partials import ScorePartials, empty_partials, merge_partials
 from kernels.score_spec import AllowedTokens, ScoreSpec
 from kernels.score_tiles import most_latents, sparse_size, tile_sizes
 from kernels.score_wide import adjusted_rows
@@ -68,15 +69,7 @@ def launch_score_partials(
     tiles_per_split = triton.cdiv(tiles, splits)
     splits = triton.cdiv(tiles, tiles_per_split)
     partials = splits + (spec.adjust is not None)
-    result = ScorePartials(
-        numbers=torch.empty((NUM_NUMBERS, partials, rows), dtype=torch.float32, device=device),
-        tokens=torch.empty((NUM_TOKENS, partials, rows), dtype=torch.int32, device=device),
-        expected=(
-            torch.empty((partials, rows, latent), dtype=torch.float32, device=device)
-            if latent
-            else None
-        ),
-    )
+    result = empty_partials(partials, rows, latent, device)
     if rows == 0:
         return result
     keys = launch_noise_keys(spec.seeds, spec.positions, spec.purposes, spec.attempts)
@@ -84,7 +77,7 @@ def launch_score_partials(
     masks = AllowedTokens(keys, keys)
     if spec.allowed is not None or spec.adjust is not None:
         masks = _bitmask(spec, rows, full_vocab, device)
-    suppressed = _suppressed_ids(spec.suppressed, device)
+    suppressed = suppressed_ids(spec.suppressed, device)
     given = spec.seeds if spec.given is None else spec.given
     shared = (
         hidden,
@@ -183,18 +176,10 @@ def _launch_in_parts(
     return replace(parts[0], expected=torch.cat(expected, dim=2))
 
 
-@cache
-def _suppressed_ids(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """The ids on the device, sent once: they belong to the model, not to a step."""
-    return torch.tensor(ids or (0,), dtype=torch.int32, device=device)
-
-
 def _head_parts(head: Tensor | Int8Weight, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
     if isinstance(head, Tensor):
         return head.contiguous(), None
-    if head.values.is_mkldnn:  # packed for a CPU, where only the interpreter comes here
-        return head.values.to_dense().t().contiguous(), head.scales.to(hidden.device)
-    return head.values, head.scales
+    return int8_parts(head, hidden)
 
 
 def _bitmask(spec: ScoreSpec, rows: int, vocab: int, device: torch.device) -> AllowedTokens:

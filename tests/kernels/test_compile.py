@@ -10,9 +10,13 @@ from kernels import (
     noise_kernel,
     norms_kernel,
     paged_attention_kernel,
+    score_adjust_kernel,
+    score_filter_kernel,
     score_finish_kernel,
+    score_logits_kernel,
     score_rows_kernel,
     score_tiles,
+    score_top_kernel,
     store_kv_kernel,
     swiglu_kernel,
 )
@@ -220,6 +224,66 @@ def test_finish_of_scores(partials, warps, capability, tmp_path):
         path=tmp_path,
     )
     assert_fits(code, capability, tensor_cores=False)
+
+
+LOGITS_TENSORS = SCORE_TENSORS | {
+    "logits": "fp32",
+    "top_k": "i32",
+    "top_p": "fp32",
+    "min_p": "fp32",
+    "argmax": "i64",
+    "log_sum_exp": "fp32",
+    "token": "i64",
+    "probability": "fp32",
+    "cutoffs": "fp32",
+    "is_listed": "i32",
+    "found": "i32",
+    "ids": "i64",
+    "logprobs": "fp32",
+}
+# Instructions of the loop body for each logit that a thread folds, both logarithms included, and
+# registers that leave room for five programs of four warps on a multiprocessor.
+FOLD_INSTRUCTIONS = 90
+FOLD_REGISTERS = 96
+
+
+def in_memory(kernel, constants, capability, warps, path):
+    code = compile_kernel(kernel, LOGITS_TENSORS, constants, capability, warps=warps, path=path)
+    assert_fits(code, capability, tensor_cores=False)
+    return code
+
+
+def test_fold_of_logits(capability, tmp_path):
+    block, warps = score_logits_kernel.TUNED
+    kernel = score_logits_kernel._fold_logits_kernel
+    code = in_memory(kernel, {"BLOCK": block}, capability, warps, tmp_path)
+    per_thread = block // (32 * warps)
+    assert len(code.instructions) <= FOLD_INSTRUCTIONS * per_thread
+    # Two logarithms and one power of a logit, by the chip's own instructions.
+    assert code.count("MUFU.LG2") == 2 * per_thread
+    assert code.count("MUFU.EX2") <= per_thread + 2
+    assert "ld.global.v4" in code.ptx
+    assert code.registers <= FOLD_REGISTERS
+
+
+@pytest.mark.parametrize(
+    "kernel", [score_filter_kernel._draw_filtered_kernel, score_top_kernel._find_top_kernel]
+)
+def test_search_of_cutoffs(kernel, capability, tmp_path):
+    """Sixteen warps leave 128 registers to a thread; two programs must not need more of a chip."""
+    block, ways, warps = score_filter_kernel.TUNED
+    code = in_memory(kernel, {"BLOCK": block, "WAYS": ways}, capability, warps, tmp_path)
+    assert code.shared <= 4096
+
+
+def test_order_of_top_tokens(capability, tmp_path):
+    in_memory(score_top_kernel._order_top_kernel, {}, capability, 4, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "block"), [("_adjust_kernel", 128), ("_forbid_kernel", 4096)])
+def test_changes_of_logits(name, block, capability, tmp_path):
+    kernel = getattr(score_adjust_kernel, name)
+    in_memory(kernel, {"BLOCK": block}, capability, 4, tmp_path)
 
 
 def test_noise_keys(capability, tmp_path):
