@@ -1,4 +1,4 @@
-"""Launch and kernels of `score_rows`: matrix product with statistics in place of logits.
+"""Launch and kernels of `score_rows` for few rows: product with statistics in place of logits.
 
 A program takes a tile of rows and a run of vocabulary tiles. Each tile of logits is folded into a
 few numbers per row while it is still in registers; what a program has gathered at its end is one
@@ -17,15 +17,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.dispatch import LAUNCH, capability
+from kernels.dispatch import LAUNCH
 from kernels.linear import Int8Weight
 from kernels.noise_kernel import launch_noise_keys
 from kernels.score_buffer import int8_parts
+from kernels.score_chunks import launch_chunked_partials
 from kernels.score_fold import NO_LOGIT, NO_TOKEN, fold, suppress, write_partial
 from kernels.score_full import suppressed_ids
 from kernels.score_partials import ScorePartials, empty_partials, merge_partials
 from kernels.score_spec import AllowedTokens, ScoreSpec
-from kernels.score_tiles import most_latents, sparse_size, tile_sizes
+from kernels.score_tiles import MOST_STREAMED_ROWS, most_latents, sparse_size, tile_sizes
 from kernels.score_wide import adjusted_rows
 
 # Programs that keep a GPU busy: two on each of about 132 multiprocessors.
@@ -54,6 +55,10 @@ def launch_score_partials(
     rows, width = hidden.shape
     device = hidden.device
     hidden = hidden.contiguous()
+    if rows > MOST_STREAMED_ROWS and spec.embedding is None:
+        return launch_chunked_partials(
+            hidden, head_weight, head_bias, spec, vocab_start=vocab_start
+        )
     values, scales = _head_parts(head_weight, hidden)
     vocab = values.shape[0]
     latent = 0 if spec.embedding is None else spec.embedding.shape[1]
@@ -61,7 +66,7 @@ def launch_score_partials(
         return _launch_in_parts(
             hidden, head_weight, head_bias, spec, vocab_start=vocab_start, full_vocab=full_vocab
         )
-    sizes = tile_sizes(hidden.dtype, latent, capability(device))
+    sizes = tile_sizes(hidden.dtype, latent)
     size = next((size for size in sizes if size.rows >= rows), sizes[-1])
     tiles = triton.cdiv(vocab, size.entries)
     row_tiles = triton.cdiv(rows, size.rows)
