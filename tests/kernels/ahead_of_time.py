@@ -15,6 +15,7 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
 CAPABILITIES = tuple(SHARED_LIMIT)
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", re.M)
+_WAIT = re.compile(r"cp\.async\.wait_group\s+(\d+)")
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 
 
@@ -33,6 +34,11 @@ class MachineCode:
     registers: int
     ptx: str
     instructions: tuple[str, ...]
+
+    @property
+    def copies_in_flight(self) -> int:
+        """The most groups of copies to shared memory that some wait leaves under way."""
+        return max((int(left) for left in _WAIT.findall(self.ptx)), default=0)
 
     def count(self, name: str) -> int:
         """How many instructions have this in their name."""

@@ -77,6 +77,7 @@ def attention(head_dim, size, capability, path, *, element="bf16", group=4, page
         "BLOCK_D": paged_attention_kernel.block_dim(head_dim),
         "MIN_SPLIT_TILES": 4,
         "STAGES": size.stages,
+        "LOOK_AHEAD": paged_attention_kernel.looks_ahead(size, head_dim),
     }
     return compile_kernel(
         paged_attention_kernel._paged_attention_kernel,
@@ -104,6 +105,11 @@ def test_paged_attention(head_dim, element, capability, tmp_path):
         folder.mkdir()
         code = attention(head_dim, size, capability, folder, element=element)
         assert_fits(code, capability, tensor_cores=element != "fp32")
+        if element != "fp32" and paged_attention_kernel.looks_ahead(size, head_dim):
+            # Keys and values of a later tile are under way while one is attended to: two groups of
+            # copies a tile, so three buffers leave two behind.
+            assert code.copies_in_flight >= 2
+            assert "cp.async.cg.shared.global" in code.ptx  # 16 bytes each
 
 
 @pytest.mark.parametrize("element", ["bf16", "fp32"])
