@@ -108,12 +108,12 @@ def plan_attention(
     if num_heads % num_kv_heads:
         raise ValueError(f"{num_heads} query heads cannot share {num_kv_heads} key-value heads")
     if runs_triton(batch.limits):
-        return AttentionPlan((), None, None, _num_splits(batch, num_heads, num_kv_heads))
+        return AttentionPlan((), None, None, plan_splits(batch, num_heads, num_kv_heads))
     host = _HostBatch.read(batch, page_size)
     return _plan_cpu(host, num_kv_heads, dtype, exact_slots)
 
 
-def _num_splits(batch: PagedBatch, num_heads: int, num_kv_heads: int) -> int:
+def plan_splits(batch: PagedBatch, num_heads: int, num_kv_heads: int) -> int:
     """Programs that share a span's entries: enough to fill the GPU, from host integers alone."""
     group = num_heads // num_kv_heads
     tile_rows = max(1, _GPU_TILE_ROWS // group)
