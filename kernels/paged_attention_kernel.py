@@ -34,6 +34,7 @@ _TUNED_HOPPER = {
     256: {16: (32, 4, 5), 32: (32, 4, 5), 128: (32, 8, 4)},
 }
 _TUNED_BLACKWELL = _TUNED_HOPPER | {
+    64: _TUNED_HOPPER[64] | {64: (64, 4, 4)},
     128: _TUNED_HOPPER[128] | {16: (32, 4, 5)},
 }
 # Float32 products run without tensor cores; small tiles keep them in registers.
