@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from kernels import PagedBatch
-from kernels.attention_plan import plan_splits
-from kernels.paged_attention_kernel import MIN_SPLIT_TILES, tile_size
+from kernels.attention.paged_attention_kernel import MIN_SPLIT_TILES, tile_size
+from kernels.attention.plan import plan_splits
 from tests.bench.harness import print_table
 
 # An H200: multiprocessors, bytes/s of memory, 16-bit operations/s.

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from kernels import score_logits_kernel
-from kernels.score_chunks import MAX_ROWS, column_chunks
+from kernels.score.chunks import MAX_ROWS, column_chunks
 from tests.bench.harness import print_table
 from tests.kernels.ahead_of_time import compile_kernel
 
