@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # Triton reads the same variable when a kernel is decorated, so it cannot change later.
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 # "0" leaves the compiled CPU kernels out, as if there were no compiler.
 _NATIVE_WANTED = os.environ.get("ESTUARY_CPU_KERNELS", "1") != "0"
@@ -20,7 +20,7 @@ LAUNCH = {"enable_fp_fusion": True}
 
 def runs_triton(tensor: Tensor) -> bool:
     """Whether operations on this tensor launch kernels: on a GPU, or in Triton's interpreter."""
-    return tensor.is_cuda or _INTERPRETED
+    return tensor.is_cuda or INTERPRETED
 
 
 @cache
@@ -34,7 +34,7 @@ def capability(device: torch.device) -> int:
 
 def native_is_wanted() -> bool:
     """Whether our own CPU kernels may be compiled and used (not beside Triton's interpreter)."""
-    return _NATIVE_WANTED and not _INTERPRETED
+    return _NATIVE_WANTED and not INTERPRETED
 
 
 def onednn_limit() -> str:

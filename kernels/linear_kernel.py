@@ -20,12 +20,23 @@ TUNED = {
 _MAX_FLOAT32_ROWS = 32
 
 
-def launch_int8_linear(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    """Start the kernel: x [T, in] times values [out, in] int8 times scales [out], plus bias."""
+def launch_int8_linear(
+    x: Tensor,
+    values: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    *,
+    output: Tensor | None = None,
+) -> Tensor:
+    """Start the kernel: x [T, in] times values [out, in] int8 times scales [out], plus bias.
+
+    Written to output [T, out] of any floating type, rows contiguous, or to a new tensor of x's.
+    """
     rows, width = x.shape
     outputs = values.shape[0]
     x, values = x.contiguous(), values.contiguous()
-    output = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
+    if output is None:
+        output = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     if rows == 0:
         return output
     most = _MAX_FLOAT32_ROWS if x.dtype == torch.float32 else max(TUNED)
@@ -38,6 +49,7 @@ def launch_int8_linear(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor |
         scales if bias is None else bias,
         output,
         rows,
+        output.stride(0),
         WIDTH=width,
         OUTPUTS=outputs,
         HAS_BIAS=bias is not None,
@@ -51,7 +63,7 @@ def launch_int8_linear(x: Tensor, values: Tensor, scales: Tensor, bias: Tensor |
     return output
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "output_stride"])
 def _int8_linear_kernel(
     x_ptr,  # [T, in]
     values_ptr,  # [out, in] int8
@@ -59,6 +71,7 @@ def _int8_linear_kernel(
     bias_ptr,  # [out]
     output_ptr,  # [T, out]
     num_rows,
+    output_stride,
     WIDTH: tl.constexpr,
     OUTPUTS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -86,6 +99,6 @@ def _int8_linear_kernel(
     if HAS_BIAS:
         bias = tl.load(bias_ptr + outputs, mask=output_mask, other=0.0).to(tl.float32)
         product += bias[None, :]
-    offsets = rows.to(tl.int64)[:, None] * OUTPUTS + outputs[None, :]
+    offsets = rows.to(tl.int64)[:, None] * output_stride + outputs[None, :]
     mask = row_mask[:, None] & output_mask[None, :]
     tl.store(output_ptr + offsets, product.to(output_ptr.dtype.element_ty), mask=mask)

@@ -171,11 +171,11 @@ class Settings(BaseSettings):
         description="Requests that may wait beside those that run; more are answered with 503.",
         json_schema_extra=_about(ENGINE),
     )
-    page_size: int = Field(
-        16,
+    page_size: int | None = Field(
+        None,
         ge=1,
         le=256,
-        description="Cache entries in a page.",
+        description="Cache entries in a page; when left out, 64 on a GPU and 16 on a CPU.",
         json_schema_extra=_about(ENGINE, "tokens"),
     )
     kv_cache_memory: Bytes | None = Field(

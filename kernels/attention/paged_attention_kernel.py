@@ -25,15 +25,16 @@ from kernels.dispatch import LAUNCH, capability
 # Not yet measured: chosen so that each compiles without spills, with the most loads in flight.
 _TUNED_AMPERE = {
     64: {16: (64, 4, 5), 32: (32, 4, 5), 64: (64, 4, 3), 128: (64, 8, 3)},
-    128: {16: (32, 4, 5), 32: (64, 4, 5), 128: (32, 8, 2)},
+    128: {16: (32, 4, 5), 32: (64, 4, 5), 128: (32, 8, 4)},
     256: {16: (64, 4, 5), 32: (32, 4, 5)},
 }
 _TUNED_HOPPER = {
     64: {16: (64, 4, 5), 32: (64, 4, 5), 64: (64, 4, 3), 128: (128, 8, 3)},
-    128: {16: (64, 4, 5), 32: (64, 4, 5), 64: (64, 4, 3), 128: (64, 8, 3)},
+    128: {16: (64, 4, 5), 32: (64, 4, 5), 64: (64, 4, 3), 128: (64, 8, 4)},
     256: {16: (32, 4, 5), 32: (32, 4, 5), 128: (32, 8, 4)},
 }
 _TUNED_BLACKWELL = _TUNED_HOPPER | {
+    64: _TUNED_HOPPER[64] | {64: (64, 4, 4)},
     128: _TUNED_HOPPER[128] | {16: (32, 4, 5)},
 }
 # Float32 products run without tensor cores; small tiles keep them in registers.
@@ -52,7 +53,11 @@ _RUN_TIME_SIZES = [
     "num_windows",
 ]
 # A split below this many tiles costs more to merge than it saves.
-_MIN_SPLIT_TILES = 4
+MIN_SPLIT_TILES = 4
+# From so many rows of a tile on, a page lookup beside the loads keeps them from being pipelined.
+_LOOK_AHEAD_ROWS = 64
+# Sums of wider heads leave no registers for it on sm_90.
+_LOOK_AHEAD_DIM = 128
 # Matrix instructions take at least this many columns; smaller heads are padded in registers.
 _MIN_BLOCK_DIM = 16
 
@@ -80,7 +85,7 @@ def tile_sizes(head_dim: int, dtype: torch.dtype, capability: int) -> tuple[Tile
     return tuple(TileSize(rows, *rest) for rows, rest in sizes.items())
 
 
-def _tile_size(
+def tile_size(
     max_span: int, group: int, head_dim: int, dtype: torch.dtype, capability: int
 ) -> TileSize:
     """The smallest tile that holds the longest span, or else the largest."""
@@ -90,6 +95,11 @@ def _tile_size(
             f"at most {sizes[-1].rows} query heads may share a key-value head, got {group}"
         )
     return next((size for size in sizes if size.rows >= max_span * group), sizes[-1])
+
+
+def looks_ahead(size: TileSize, head_dim: int) -> bool:
+    """Whether a tile's pages are looked up while the tile before it is attended to."""
+    return size.rows >= _LOOK_AHEAD_ROWS and head_dim <= _LOOK_AHEAD_DIM
 
 
 def block_dim(head_dim: int) -> int:
@@ -115,7 +125,7 @@ def launch_paged_attention(
     output = torch.empty_like(q)
     if rows == 0:
         return output
-    size = _tile_size(batch.max_span, group, head_dim, q.dtype, capability(q.device))
+    size = tile_size(batch.max_span, group, head_dim, q.dtype, capability(q.device))
     row_tiles = rows // (size.rows // group) + batch.num_spans
     # Unused when there is one split, but a kernel's argument must be a tensor.
     partial_shape = (num_splits, rows, heads) if num_splits > 1 else (0, 0, 0)
@@ -149,8 +159,9 @@ def launch_paged_attention(
         BLOCK_M=size.rows,
         BLOCK_N=size.entries,
         BLOCK_D=block_dim(head_dim),
-        MIN_SPLIT_TILES=_MIN_SPLIT_TILES,
+        MIN_SPLIT_TILES=MIN_SPLIT_TILES,
         STAGES=size.stages,
+        LOOK_AHEAD=looks_ahead(size, head_dim),
         num_warps=size.warps,
         **LAUNCH,
     )
@@ -201,6 +212,7 @@ def _paged_attention_kernel(  # noqa: PLR0915
     BLOCK_D: tl.constexpr,
     MIN_SPLIT_TILES: tl.constexpr,
     STAGES: tl.constexpr,
+    LOOK_AHEAD: tl.constexpr,
 ):
     tile_rows: tl.constexpr = BLOCK_M // GROUP
     num_heads: tl.constexpr = KV_HEADS * GROUP
@@ -278,10 +290,24 @@ def _paged_attention_kernel(  # noqa: PLR0915
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     mean = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for index in tl.range(begin, tl.minimum(end, num_full), num_stages=STAGES):
-        entries = (f0 + index) * BLOCK_N + tl.arange(0, BLOCK_N)
+    full_end = tl.minimum(end, num_full)
+    columns = tl.arange(0, BLOCK_N)
+    # A tile's pages are looked up one tile ahead: loads of keys and values then depend on nothing
+    # that is read in the same round, and stay in flight over several. With few rows registers are
+    # free, and the lookup is pipelined with the loads.
+    next_entries = (f0 + begin) * BLOCK_N + columns
+    next_mask = next_entries < (f0 + full_end) * BLOCK_N
+    pages = tl.load(table_ptr + next_entries // PAGE_SIZE, mask=next_mask, other=0)
+    for index in tl.range(begin, full_end, num_stages=STAGES):
+        entries = (f0 + index) * BLOCK_N + columns
+        if LOOK_AHEAD:
+            own_pages = pages
+            next_entries = (f0 + tl.minimum(index + 1, full_end - 1)) * BLOCK_N + columns
+            pages = tl.load(table_ptr + next_entries // PAGE_SIZE)
+        else:
+            own_pages = tl.load(table_ptr + entries // PAGE_SIZE)
         mean, total, peak = _attend_tile(
-            q, mean, total, peak, entries, table_ptr, keys_ptr, values_ptr, kv_head, scale_log2,
+            q, mean, total, peak, entries, own_pages, keys_ptr, values_ptr, kv_head, scale_log2,
             rows, row_mask, limits_ptr, firsts_ptr, window_starts_ptr, window_stops_ptr,
             num_firsts, num_windows, start, stop, window_start, window_stop,
             KV_HEADS, HEAD_DIM, PAGE_SIZE, BLOCK_D, False,
@@ -294,9 +320,13 @@ def _paged_attention_kernel(  # noqa: PLR0915
         edge -= num_before + num_after
         tile = tl.where(edge >= 0, left0 + edge, tile)
         tile = tl.where(edge >= num_left, right0 + edge - num_left, tile)
-        entries = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        entries = tile * BLOCK_N + columns
+        # Beyond what the rows see, entries were perhaps never written and pages may not exist.
+        entry_mask = (entries >= start) & (entries < stop)
+        entry_mask |= (entries >= window_start) & (entries < window_stop)
+        own_pages = tl.load(table_ptr + entries // PAGE_SIZE, mask=entry_mask, other=0)
         mean, total, peak = _attend_tile(
-            q, mean, total, peak, entries, table_ptr, keys_ptr, values_ptr, kv_head, scale_log2,
+            q, mean, total, peak, entries, own_pages, keys_ptr, values_ptr, kv_head, scale_log2,
             rows, row_mask, limits_ptr, firsts_ptr, window_starts_ptr, window_stops_ptr,
             num_firsts, num_windows, start, stop, window_start, window_stop,
             KV_HEADS, HEAD_DIM, PAGE_SIZE, BLOCK_D, True,
@@ -315,13 +345,13 @@ def _paged_attention_kernel(  # noqa: PLR0915
 
 
 @triton.jit
-def _attend_tile(  # noqa: PLR0915
+def _attend_tile(
     q,  # [BLOCK_M, BLOCK_D]
     mean,  # [BLOCK_M, BLOCK_D] float32, sum of probabilities times values so far
     total,  # [BLOCK_M]
     peak,  # [BLOCK_M]
     entries,  # [BLOCK_N]
-    table_ptr,
+    pages,  # [BLOCK_N], where they lie
     keys_ptr,
     values_ptr,
     kv_head,
@@ -346,10 +376,8 @@ def _attend_tile(  # noqa: PLR0915
 ):
     dims = tl.arange(0, BLOCK_D)
     if MASKED:
-        # Beyond what the rows see, entries were perhaps never written and pages may not exist.
         entry_mask = (entries >= start) & (entries < stop)
         entry_mask |= (entries >= window_start) & (entries < window_stop)
-        pages = tl.load(table_ptr + entries // PAGE_SIZE, mask=entry_mask, other=0)
         slots = pages.to(tl.int64) * PAGE_SIZE + entries % PAGE_SIZE
         offsets = (slots * KV_HEADS + kv_head) * HEAD_DIM
         tile_offsets = offsets[:, None] + dims[None, :]
@@ -357,7 +385,6 @@ def _attend_tile(  # noqa: PLR0915
         k = tl.load(keys_ptr + tile_offsets, mask=mask, other=0.0)
         v = tl.load(values_ptr + tile_offsets, mask=mask, other=0.0)
     else:
-        pages = tl.load(table_ptr + entries // PAGE_SIZE)
         slots = pages.to(tl.int64) * PAGE_SIZE + entries % PAGE_SIZE
         offsets = (slots * KV_HEADS + kv_head) * HEAD_DIM
         tile_offsets = offsets[:, None] + dims[None, :]

@@ -114,7 +114,7 @@ def plan_attention(
     if num_heads % num_kv_heads:
         raise ValueError(f"{num_heads} query heads cannot share {num_kv_heads} key-value heads")
     if runs_triton(batch.limits):
-        return AttentionPlan((), None, None, _num_splits(batch, num_heads, num_kv_heads))
+        return AttentionPlan((), None, None, plan_splits(batch, num_heads, num_kv_heads))
     if may_be_native and dtype == torch.float32 and native_kernels() is not None:
         return AttentionPlan((), None, None, native=_native_batch(batch, page_size))
     host = _HostBatch.read(batch, page_size)
@@ -133,7 +133,7 @@ def _native_batch(batch: PagedBatch, page_size: int) -> NativeBatch:
     )
 
 
-def _num_splits(batch: PagedBatch, num_heads: int, num_kv_heads: int) -> int:
+def plan_splits(batch: PagedBatch, num_heads: int, num_kv_heads: int) -> int:
     """Programs that share a span's entries: enough to fill the GPU, from host integers alone."""
     group = num_heads // num_kv_heads
     tile_rows = max(1, _GPU_TILE_ROWS // group)

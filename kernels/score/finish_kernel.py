@@ -80,7 +80,9 @@ def _finish_scores_kernel(  # noqa: PLR0915
     second = tl.max(tl.maximum(seconds, tl.where(is_best, NO_LOGIT, peaks)), axis=0)
     shift = peaks - peak
     shrink = tl.exp(shift)
+    # A row of which no logit is a number has no mass, and must not look like any other.
     total = tl.sum(totals * shrink, axis=0)
+    total = tl.where(total > 0, total, float("nan"))
     mean_gap = tl.sum((weighted + shift * totals) * shrink, axis=0) / total
     highest = tl.max(noisy, axis=0)
     token = tl.min(tl.where(noisy == highest, drawn, NO_TOKEN), axis=0)

@@ -35,6 +35,19 @@ class ScorePartials:
     expected: Tensor | None
 
 
+def empty_partials(
+    num_partials: int, rows: int, latent: int, device: torch.device
+) -> ScorePartials:
+    """Uninitialised partials, of expected embeddings too where latent is not 0."""
+    return ScorePartials(
+        torch.empty((NUM_NUMBERS, num_partials, rows), dtype=torch.float32, device=device),
+        torch.empty((NUM_TOKENS, num_partials, rows), dtype=torch.int32, device=device),
+        torch.empty((num_partials, rows, latent), dtype=torch.float32, device=device)
+        if latent
+        else None,
+    )
+
+
 def join_partials(parts: list[ScorePartials]) -> ScorePartials:
     """Partials of several ranks side by side."""
     expected = [part.expected for part in parts if part.expected is not None]
@@ -82,6 +95,8 @@ def finish_scores_reference(partials: ScorePartials, spec: ScoreSpec) -> RowScor
     merged = merge_partials(partials)
     numbers, tokens = merged.numbers[:, 0], merged.tokens[:, 0].long()
     peak, total = numbers[PEAK], numbers[TOTAL]
+    # A row of which no logit is a number has no mass, and must not look like any other.
+    total = torch.where(total > 0, total, float("nan"))
     log_total = total.log()
     log_sum_exp = peak + log_total
     is_sampled = spec.temperature > 0

@@ -3,12 +3,15 @@
 Shapes: R rows, V vocabulary entries, d entries of the residual stream, r rows of a tile.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from kernels.dispatch import runs_triton
 from kernels.linear import Int8Weight, linear
 from kernels.noise import gumbel_noise
+from kernels.score.filtered_rows import score_full_rows
 from kernels.score.finish import finish_scores
 from kernels.score.full_rows import score_logits
 from kernels.score.partials import (
@@ -27,8 +30,7 @@ from kernels.score.partials import (
     ScorePartials,
 )
 from kernels.score.rows_kernel import launch_score_partials
-from kernels.score.spec import RowScores, ScoreSpec, check_spec
-from kernels.score.wide_rows import with_wide_rows
+from kernels.score.spec import RowScores, ScoreSpec, check_spec, join_scores
 
 # A tile of logits is at most this large, whatever the number of rows.
 TILE_BYTES = 16 * 2**20
@@ -85,15 +87,18 @@ def score_partials(
 def _score_rows_gpu(
     hidden: Tensor, head_weight: Tensor | Int8Weight, head_bias: Tensor | None, spec: ScoreSpec
 ) -> RowScores:
-    vocab = _vocab(head_weight)
+    needs_full = spec.filters or spec.num_top > 0
+    if needs_full and spec.embedding is None:
+        return score_full_rows(hidden, head_weight, head_bias, spec)
     partials = launch_score_partials(
-        hidden, head_weight, head_bias, spec, vocab_start=0, full_vocab=vocab
+        hidden, head_weight, head_bias, spec, vocab_start=0, full_vocab=_vocab(head_weight)
     )
     scores = finish_scores(partials, spec)
-    if not (spec.filters or spec.num_top):
+    if not needs_full:
         return scores
-    tile_rows = max(1, TILE_BYTES // (4 * vocab))
-    return with_wide_rows(scores, hidden, head_weight, head_bias, spec, tile_rows=tile_rows)
+    expected = scores.expected_embedding
+    full = score_full_rows(hidden, head_weight, head_bias, spec)
+    return replace(full, expected_embedding=expected)
 
 
 def _vocab(head_weight: Tensor | Int8Weight) -> int:
@@ -106,7 +111,7 @@ def score_rows_reference(
     """Define the operation with full logits in float32, one row at a time."""
     logits = linear(hidden, head_weight, head_bias).float()
     rows = [_score_row_reference(logits[row], row, spec) for row in range(logits.shape[0])]
-    return _join(rows) if rows else _no_rows(spec, hidden.device)
+    return join_scores(rows) if rows else _no_rows(spec, hidden.device)
 
 
 def _score_row_reference(logits: Tensor, row: int, spec: ScoreSpec) -> RowScores:
@@ -228,28 +233,7 @@ def _score_rows_cpu(
         tiles.append(score_logits(logits, rows, spec))
     if not tiles:
         return _no_rows(spec, hidden.device)
-    return tiles[0] if len(tiles) == 1 else _join(tiles)
-
-
-def _join(tiles: list[RowScores]) -> RowScores:
-    return RowScores(
-        token=torch.cat([tile.token for tile in tiles]),
-        probability=torch.cat([tile.probability for tile in tiles]),
-        argmax=torch.cat([tile.argmax for tile in tiles]),
-        p1=torch.cat([tile.p1 for tile in tiles]),
-        p2=torch.cat([tile.p2 for tile in tiles]),
-        log_sum_exp=torch.cat([tile.log_sum_exp for tile in tiles]),
-        entropy=torch.cat([tile.entropy for tile in tiles]),
-        given_logprob=_join_optional([tile.given_logprob for tile in tiles]),
-        top_ids=_join_optional([tile.top_ids for tile in tiles]),
-        top_logprobs=_join_optional([tile.top_logprobs for tile in tiles]),
-        expected_embedding=_join_optional([tile.expected_embedding for tile in tiles]),
-    )
-
-
-def _join_optional(parts: list[Tensor | None]) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    return torch.cat(present) if present else None
+    return tiles[0] if len(tiles) == 1 else join_scores(tiles)
 
 
 def _no_rows(spec: ScoreSpec, device: torch.device) -> RowScores:

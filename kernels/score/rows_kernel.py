@@ -1,4 +1,4 @@
-"""Launch and kernels of `score_rows`: matrix product with statistics in place of logits.
+"""Launch and kernels of `score_rows` for few rows: product with statistics in place of logits.
 
 A program takes a tile of rows and a run of vocabulary tiles. Each tile of logits is folded into a
 few numbers per row while it is still in registers; what a program has gathered at its end is one
@@ -11,20 +11,22 @@ W words of a bitmask row, d_z latent width.
 """
 
 from dataclasses import replace
-from functools import cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.dispatch import LAUNCH, capability
+from kernels.dispatch import LAUNCH
 from kernels.linear import Int8Weight
 from kernels.noise_kernel import launch_noise_keys
+from kernels.score.buffer import int8_parts
+from kernels.score.chunks import launch_chunked_partials
+from kernels.score.filtered_rows import suppressed_ids
 from kernels.score.fold import NO_LOGIT, NO_TOKEN, fold, suppress, write_partial
-from kernels.score.partials import NUM_NUMBERS, NUM_TOKENS, ScorePartials, merge_partials
+from kernels.score.partials import ScorePartials, empty_partials, merge_partials
 from kernels.score.spec import AllowedTokens, ScoreSpec
-from kernels.score.tiles import most_latents, sparse_size, tile_sizes
+from kernels.score.tiles import MOST_STREAMED_ROWS, most_latents, sparse_size, tile_sizes
 from kernels.score.wide_rows import adjusted_rows
 
 # Programs that keep a GPU busy: two on each of about 132 multiprocessors.
@@ -53,6 +55,10 @@ def launch_score_partials(
     rows, width = hidden.shape
     device = hidden.device
     hidden = hidden.contiguous()
+    if rows > MOST_STREAMED_ROWS and spec.embedding is None:
+        return launch_chunked_partials(
+            hidden, head_weight, head_bias, spec, vocab_start=vocab_start
+        )
     values, scales = _head_parts(head_weight, hidden)
     vocab = values.shape[0]
     latent = 0 if spec.embedding is None else spec.embedding.shape[1]
@@ -60,7 +66,7 @@ def launch_score_partials(
         return _launch_in_parts(
             hidden, head_weight, head_bias, spec, vocab_start=vocab_start, full_vocab=full_vocab
         )
-    sizes = tile_sizes(hidden.dtype, latent, capability(device))
+    sizes = tile_sizes(hidden.dtype, latent)
     size = next((size for size in sizes if size.rows >= rows), sizes[-1])
     tiles = triton.cdiv(vocab, size.entries)
     row_tiles = triton.cdiv(rows, size.rows)
@@ -68,15 +74,7 @@ def launch_score_partials(
     tiles_per_split = triton.cdiv(tiles, splits)
     splits = triton.cdiv(tiles, tiles_per_split)
     partials = splits + (spec.adjust is not None)
-    result = ScorePartials(
-        numbers=torch.empty((NUM_NUMBERS, partials, rows), dtype=torch.float32, device=device),
-        tokens=torch.empty((NUM_TOKENS, partials, rows), dtype=torch.int32, device=device),
-        expected=(
-            torch.empty((partials, rows, latent), dtype=torch.float32, device=device)
-            if latent
-            else None
-        ),
-    )
+    result = empty_partials(partials, rows, latent, device)
     if rows == 0:
         return result
     keys = launch_noise_keys(spec.seeds, spec.positions, spec.purposes, spec.attempts)
@@ -84,7 +82,7 @@ def launch_score_partials(
     masks = AllowedTokens(keys, keys)
     if spec.allowed is not None or spec.adjust is not None:
         masks = _bitmask(spec, rows, full_vocab, device)
-    suppressed = _suppressed_ids(spec.suppressed, device)
+    suppressed = suppressed_ids(spec.suppressed, device)
     given = spec.seeds if spec.given is None else spec.given
     shared = (
         hidden,
@@ -183,17 +181,10 @@ def _launch_in_parts(
     return replace(parts[0], expected=torch.cat(expected, dim=2))
 
 
-@cache
-def _suppressed_ids(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """The ids on the device, sent once: they belong to the model, not to a step."""
-    return torch.tensor(ids or (0,), dtype=torch.int32, device=device)
-
-
 def _head_parts(head: Tensor | Int8Weight, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
     if isinstance(head, Tensor):
         return head.contiguous(), None
-    # On a GPU the values as they are; packed for a CPU, where only the interpreter comes here.
-    return head.integers().contiguous(), head.scales.to(hidden.device)
+    return int8_parts(head, hidden)
 
 
 def _bitmask(spec: ScoreSpec, rows: int, vocab: int, device: torch.device) -> AllowedTokens:

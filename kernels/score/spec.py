@@ -4,8 +4,9 @@ Shapes: R rows, V vocabulary entries, B adjusted entries of all rows, M bitmask 
 width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 MAX_NUM_TOP = 64
@@ -55,8 +56,7 @@ class ScoreSpec:
     given:       [R] int64, a token whose log-probability is wanted
     embedding:   [V, d_z], whose expectation is wanted
     wide_rows:   [F] int64, the rows that ask for top-k, top-p, min-p or top tokens; None when any
-                 may. On a GPU these rows alone get full logits, a bounded number at a time, and
-                 top tokens; elsewhere it changes nothing
+                 may. On a GPU these rows alone get top tokens; elsewhere it changes nothing
     """
 
     temperature: Tensor
@@ -92,7 +92,7 @@ class RowScores:
     probability:     [R] float32, of the drawn token
     argmax:          [R] int64, the most likely token; the lowest id wins a tie
     p1, p2:          [R] float32, probabilities of the two most likely tokens
-    log_sum_exp:     [R] float32
+    log_sum_exp:     [R] float32; no number where no logit of the row is one
     entropy:         [R] float32 in nats
     given_logprob:   [R] float32; -inf when the token is not allowed
     top_ids:         [R, num_top] int64, best first; top_logprobs [R, num_top] float32; zeros and
@@ -126,3 +126,52 @@ def check_spec(spec: ScoreSpec, rows: int, vocab: int) -> None:
             f"a bitmask row must hold {(vocab + 31) // 32} words, "
             f"got {spec.allowed.bitmask.shape[1]}"
         )
+
+
+def spec_rows(spec: ScoreSpec, start: int, stop: int) -> ScoreSpec:
+    """The spec of rows [start, stop) alone; wide_rows, which number all rows, are left out."""
+    rows = slice(start, stop)
+    adjust, allowed = spec.adjust, spec.allowed
+    if adjust is not None:
+        adjust = replace(adjust, row_starts=adjust.row_starts[start : stop + 1])
+    if allowed is not None:
+        allowed = replace(allowed, rows=allowed.rows[rows])
+    return replace(
+        spec,
+        temperature=spec.temperature[rows],
+        seeds=spec.seeds[rows],
+        positions=spec.positions[rows],
+        purposes=spec.purposes[rows],
+        attempts=spec.attempts[rows],
+        top_k=None if spec.top_k is None else spec.top_k[rows],
+        top_p=None if spec.top_p is None else spec.top_p[rows],
+        min_p=None if spec.min_p is None else spec.min_p[rows],
+        adjust=adjust,
+        allowed=allowed,
+        given=None if spec.given is None else spec.given[rows],
+        wide_rows=None,
+    )
+
+
+def join_scores(tiles: list[RowScores]) -> RowScores:
+    """Scores of tiles of rows, at least one, as those of all rows."""
+    if len(tiles) == 1:
+        return tiles[0]
+    return RowScores(
+        token=torch.cat([tile.token for tile in tiles]),
+        probability=torch.cat([tile.probability for tile in tiles]),
+        argmax=torch.cat([tile.argmax for tile in tiles]),
+        p1=torch.cat([tile.p1 for tile in tiles]),
+        p2=torch.cat([tile.p2 for tile in tiles]),
+        log_sum_exp=torch.cat([tile.log_sum_exp for tile in tiles]),
+        entropy=torch.cat([tile.entropy for tile in tiles]),
+        given_logprob=_join_optional([tile.given_logprob for tile in tiles]),
+        top_ids=_join_optional([tile.top_ids for tile in tiles]),
+        top_logprobs=_join_optional([tile.top_logprobs for tile in tiles]),
+        expected_embedding=_join_optional([tile.expected_embedding for tile in tiles]),
+    )
+
+
+def _join_optional(parts: list[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None

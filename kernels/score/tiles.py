@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 
 # (vocabulary entries, depth, warps, stages) by rows of a tile, 16-bit heads.
-_TUNED = {16: (128, 64, 8, 4), 32: (128, 64, 8, 4), 64: (64, 64, 8, 4), 128: (64, 64, 8, 4)}
-_TUNED_HOPPER = _TUNED | {128: (128, 64, 8, 3)}
-_TUNED_BLACKWELL = _TUNED | {128: (64, 32, 8, 4)}
+_TUNED = {16: (128, 64, 8, 4), 32: (128, 64, 8, 4)}
+# Above, logits take so many registers that their product is PyTorch's: see `chunks.py`.
+MOST_STREAMED_ROWS = max(_TUNED)
 _TUNED_FLOAT32 = {16: (64, 64, 8, 2)}
 # The same with an expected embedding, by its width: its sums take registers of their own, so tiles
 # have 16 rows, and fewer entries where it is wide. Wider ones are made in parts.
@@ -29,17 +29,13 @@ class TileSize:
     stages: int
 
 
-def tile_sizes(dtype: torch.dtype, latent: int, capability: int) -> tuple[TileSize, ...]:
-    """All tuned sizes, smallest first, for a head type, a latent width (0: none) and a chip."""
+def tile_sizes(dtype: torch.dtype, latent: int) -> tuple[TileSize, ...]:
+    """All tuned sizes, smallest first, for a head type and a latent width (0: none)."""
     if latent:
         widths = _TUNED_EMBEDDING_FLOAT32 if dtype == torch.float32 else _TUNED_EMBEDDING
         size = next(size for most, size in widths.items() if latent <= most)
         return (TileSize(_EMBEDDING_ROWS, *size),)
-    table = _TUNED
-    if capability >= 90:
-        table = _TUNED_HOPPER if capability < 100 else _TUNED_BLACKWELL
-    if dtype == torch.float32:
-        table = _TUNED_FLOAT32
+    table = _TUNED_FLOAT32 if dtype == torch.float32 else _TUNED
     return tuple(TileSize(rows, *rest) for rows, rest in table.items())
 
 

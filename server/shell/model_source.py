@@ -13,6 +13,10 @@ from weights.families import RuleOverrides
 from weights.files.default_model import DEFAULT_CANVAS_ADAPTER, fetch_default_model
 from weights.files.hub import fetch_repo, is_repo_id
 
+# Entries in a page. Prefixes are shared by whole pages, so a CPU keeps them small; attention on
+# a GPU reads larger ones in fewer lookups.
+CPU_PAGE_SIZE = 16
+GPU_PAGE_SIZE = 64
 DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
 
 
@@ -97,7 +101,7 @@ def engine_config(settings: Settings, path: Path) -> EngineConfig:
         quantization=_quantization(settings),
         linear_format=settings.linear_format,
         device=settings.device,
-        page_size=settings.page_size,
+        page_size=_page_size(settings),
         max_sequences=settings.max_num_seqs,
         max_rows=settings.max_num_batched_tokens,
         max_context=settings.max_model_len,
@@ -113,9 +117,21 @@ def engine_config(settings: Settings, path: Path) -> EngineConfig:
     )
 
 
+def _on_cpu(settings: Settings) -> bool:
+    return settings.device == "cpu" or not torch.cuda.is_available()
+
+
+def _page_size(settings: Settings) -> int:
+    """As asked for, or what suits the device's attention."""
+    if settings.page_size is not None:
+        return settings.page_size
+    return CPU_PAGE_SIZE if _on_cpu(settings) else GPU_PAGE_SIZE
+
+
 def _quantization(settings: Settings) -> str | None:
     if settings.quantization is not None:
         return None if settings.quantization == "none" else settings.quantization
-    on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
     # float32 was asked for by name: that is the reference path.
-    return "int8" if settings.model is None and on_cpu and settings.dtype is None else None
+    return (
+        "int8" if settings.model is None and _on_cpu(settings) and settings.dtype is None else None
+    )

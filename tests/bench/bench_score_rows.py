@@ -4,6 +4,7 @@ Run: python -m tests.bench.bench_score_rows [--vocabulary 151936] [--width 4096]
 """
 
 import argparse
+from dataclasses import replace
 
 import torch
 
@@ -25,6 +26,12 @@ def spec_of(rows: int, temperature: float, device: torch.device) -> ScoreSpec:
     return ScoreSpec(heat, numbers, numbers, zeros, zeros)
 
 
+def filtered_spec(rows: int, device: torch.device) -> ScoreSpec:
+    """Every row drawn at temperature 1 from what top-k 50 and top-p 0.9 keep."""
+    ones = torch.ones(rows, device=device)
+    return replace(spec_of(rows, 1.0, device), top_k=(50 * ones).int(), top_p=0.9 * ones)
+
+
 def check(hidden: torch.Tensor, head: torch.Tensor) -> None:
     """Refuse to go on when log-sum-exp or entropy are wrong."""
     rows = hidden[:CHECKED_ROWS]
@@ -44,6 +51,8 @@ def measure(hidden: torch.Tensor, head: torch.Tensor, card: Card) -> dict[str, o
     memory = torch.cuda.max_memory_allocated() - before
     own = time_gpu(lambda: score_rows(hidden, head, None, greedy))
     drawn = time_gpu(lambda: score_rows(hidden, head, None, sampled))
+    filtering = filtered_spec(rows, hidden.device)
+    filtered = time_gpu(lambda: score_rows(hidden, head, None, filtering))
     bare = time_gpu(lambda: hidden @ head.t())
     flops = 2 * rows * head.numel() / own.median_ms * 1e3
     rate = 2 * head.numel() / own.median_ms * 1e3
@@ -53,9 +62,11 @@ def measure(hidden: torch.Tensor, head: torch.Tensor, card: Card) -> dict[str, o
         "p10": own.p10_ms,
         "p90": own.p90_ms,
         "sampled ms": drawn.median_ms,
+        "filtered ms": filtered.median_ms,
         "matmul ms": bare.median_ms,
         "greedy / matmul": own.median_ms / bare.median_ms,
         "sampled / matmul": drawn.median_ms / bare.median_ms,
+        "filtered / matmul": filtered.median_ms / bare.median_ms,
         "GB/s": rate / 1e9,
         "of copy": rate / card.copy_rate,
         "of matmul": flops / card.matmul_rate,

@@ -14,6 +14,8 @@ from triton.compiler import ASTSource
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
 CAPABILITIES = tuple(SHARED_LIMIT)
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", re.M)
+_WAIT = re.compile(r"cp\.async\.wait_group\s+(\d+)")
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 
 
@@ -22,7 +24,8 @@ class MachineCode:
     """What a compiled kernel uses.
 
     shared: bytes per program; stack: bytes of local memory per thread; spills: instructions that
-    store registers to it or load them back; registers: per thread
+    store registers to it or load them back; registers: per thread; instructions: names of all
+    machine instructions in their order, such as "MUFU.LG2"
     """
 
     shared: int
@@ -30,6 +33,16 @@ class MachineCode:
     spills: int
     registers: int
     ptx: str
+    instructions: tuple[str, ...]
+
+    @property
+    def copies_in_flight(self) -> int:
+        """The most groups of copies to shared memory that some wait leaves under way."""
+        return max((int(left) for left in _WAIT.findall(self.ptx)), default=0)
+
+    def count(self, name: str) -> int:
+        """How many instructions have this in their name."""
+        return sum(name in instruction for instruction in self.instructions)
 
 
 def signature_of(kernel, tensors, constants, floats=()):
@@ -61,13 +74,14 @@ def compile_kernel(kernel, tensors, constants, capability, *, warps, stages=2, f
     cubin = path / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", _read(cubin, "--dump-resource-usage")))
-    spills = re.findall(r"\b(?:STL|LDL)\b", _read(cubin, "--dump-sass"))
+    sass = _read(cubin, "--dump-sass")
     return MachineCode(
         shared=compiled.metadata.shared,
         stack=int(numbers["STACK"]) + int(numbers["LOCAL"]),
-        spills=len(spills),
+        spills=len(re.findall(r"\b(?:STL|LDL)\b", sass)),
         registers=int(numbers["REG"]),
         ptx=compiled.asm["ptx"],
+        instructions=tuple(_INSTRUCTION.findall(sass)),
     )
 
 

@@ -13,9 +13,13 @@ from kernels import (
     swiglu_kernel,
 )
 from kernels.attention import paged_attention_kernel, store_kv_kernel
+from kernels.score import adjust_kernel as score_adjust_kernel
+from kernels.score import filter_kernel as score_filter_kernel
 from kernels.score import finish_kernel as score_finish_kernel
+from kernels.score import logits_kernel as score_logits_kernel
 from kernels.score import rows_kernel as score_rows_kernel
 from kernels.score import tiles as score_tiles
+from kernels.score import top_kernel as score_top_kernel
 from tests.kernels.ahead_of_time import CAPABILITIES, SHARED_LIMIT, TENSOR_CORES, compile_kernel
 from tests.kernels.batches import INTERPRETED
 
@@ -61,7 +65,7 @@ def assert_fits(code, capability, *, tensor_cores=True):
     assert used or not tensor_cores
 
 
-def attention(head_dim, size, capability, path, *, element="bf16", group=4, page_size=16):
+def attention(head_dim, size, capability, path, *, element="bf16", group=4, page_size=64):
     tensors = ATTENTION_TENSORS | dict.fromkeys(("q", "keys", "values", "output"), element)
     constants = {
         "KV_HEADS": 8,
@@ -73,6 +77,7 @@ def attention(head_dim, size, capability, path, *, element="bf16", group=4, page
         "BLOCK_D": paged_attention_kernel.block_dim(head_dim),
         "MIN_SPLIT_TILES": 4,
         "STAGES": size.stages,
+        "LOOK_AHEAD": paged_attention_kernel.looks_ahead(size, head_dim),
     }
     return compile_kernel(
         paged_attention_kernel._paged_attention_kernel,
@@ -100,6 +105,11 @@ def test_paged_attention(head_dim, element, capability, tmp_path):
         folder.mkdir()
         code = attention(head_dim, size, capability, folder, element=element)
         assert_fits(code, capability, tensor_cores=element != "fp32")
+        if element != "fp32" and paged_attention_kernel.looks_ahead(size, head_dim):
+            # Keys and values of a later tile are under way while one is attended to: two groups of
+            # copies a tile, so three buffers leave two behind.
+            assert code.copies_in_flight >= 2
+            assert "cp.async.cg.shared.global" in code.ptx  # 16 bytes each
 
 
 @pytest.mark.parametrize("element", ["bf16", "fp32"])
@@ -114,7 +124,7 @@ def test_paged_attention_of_small_heads(head_dim, element, capability, tmp_path)
         assert code.shared <= SHARED_LIMIT[capability]
 
 
-@pytest.mark.parametrize(("group", "page_size"), [(1, 256), (7, 64), (4, 32), (4, 128)])
+@pytest.mark.parametrize(("group", "page_size"), [(1, 256), (7, 64), (4, 16), (4, 128)])
 def test_paged_attention_of_other_groups_and_pages(group, page_size, capability, tmp_path):
     size = paged_attention_kernel.tile_sizes(80, torch.bfloat16, capability)[-1]
     options = {"group": group, "page_size": page_size}
@@ -159,10 +169,13 @@ def score(size, latent, head, capability, path, element="bf16"):
 
 
 @pytest.mark.parametrize("head", ["bf16", "i8"])
-@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("place", range(2))
 def test_score_tiles(place, head, capability, tmp_path):
-    size = score_tiles.tile_sizes(torch.bfloat16, 0, capability)[place]
-    assert_fits(score(size, 0, head, capability, tmp_path), capability)
+    size = score_tiles.tile_sizes(torch.bfloat16, 0)[place]
+    code = score(size, 0, head, capability, tmp_path)
+    assert_fits(code, capability)
+    assert code.count("MUFU.LG2") > 0
+    assert code.registers < 255
 
 
 # Widths of latents; 576 is SmolLM2's, and no power of two.
@@ -172,13 +185,13 @@ LATENTS = [64, 128, 256, 576, 1024]
 @pytest.mark.parametrize("head", ["bf16", "i8"])
 @pytest.mark.parametrize("latent", LATENTS)
 def test_score_tiles_with_expected_embedding(latent, head, capability, tmp_path):
-    (size,) = score_tiles.tile_sizes(torch.bfloat16, latent, capability)
+    (size,) = score_tiles.tile_sizes(torch.bfloat16, latent)
     assert_fits(score(size, latent, head, capability, tmp_path), capability)
 
 
 @pytest.mark.parametrize("latent", [0, 128, 256, 512])
 def test_score_tiles_in_float32(latent, capability, tmp_path):
-    (size,) = score_tiles.tile_sizes(torch.float32, latent, capability)
+    (size,) = score_tiles.tile_sizes(torch.float32, latent)
     code = score(size, latent, "fp32", capability, tmp_path, element="fp32")
     assert_fits(code, capability, tensor_cores=False)
 
@@ -220,6 +233,66 @@ def test_finish_of_scores(partials, warps, capability, tmp_path):
         path=tmp_path,
     )
     assert_fits(code, capability, tensor_cores=False)
+
+
+LOGITS_TENSORS = SCORE_TENSORS | {
+    "logits": "fp32",
+    "top_k": "i32",
+    "top_p": "fp32",
+    "min_p": "fp32",
+    "argmax": "i64",
+    "log_sum_exp": "fp32",
+    "token": "i64",
+    "probability": "fp32",
+    "cutoffs": "fp32",
+    "is_listed": "i32",
+    "found": "i32",
+    "ids": "i64",
+    "logprobs": "fp32",
+}
+# Instructions of the loop body for each logit that a thread folds, both logarithms included, and
+# registers that leave room for five programs of four warps on a multiprocessor.
+FOLD_INSTRUCTIONS = 90
+FOLD_REGISTERS = 96
+
+
+def in_memory(kernel, constants, capability, warps, path):
+    code = compile_kernel(kernel, LOGITS_TENSORS, constants, capability, warps=warps, path=path)
+    assert_fits(code, capability, tensor_cores=False)
+    return code
+
+
+def test_fold_of_logits(capability, tmp_path):
+    block, warps = score_logits_kernel.TUNED
+    kernel = score_logits_kernel._fold_logits_kernel
+    code = in_memory(kernel, {"BLOCK": block}, capability, warps, tmp_path)
+    per_thread = block // (32 * warps)
+    assert len(code.instructions) <= FOLD_INSTRUCTIONS * per_thread
+    # Two logarithms and one power of a logit, by the chip's own instructions.
+    assert code.count("MUFU.LG2") == 2 * per_thread
+    assert code.count("MUFU.EX2") <= per_thread + 2
+    assert "ld.global.v4" in code.ptx
+    assert code.registers <= FOLD_REGISTERS
+
+
+@pytest.mark.parametrize(
+    "kernel", [score_filter_kernel._draw_filtered_kernel, score_top_kernel._find_top_kernel]
+)
+def test_search_of_cutoffs(kernel, capability, tmp_path):
+    """Sixteen warps leave 128 registers to a thread; two programs must not need more of a chip."""
+    block, ways, warps = score_filter_kernel.TUNED
+    code = in_memory(kernel, {"BLOCK": block, "WAYS": ways}, capability, warps, tmp_path)
+    assert code.shared <= 4096
+
+
+def test_order_of_top_tokens(capability, tmp_path):
+    in_memory(score_top_kernel._order_top_kernel, {}, capability, 4, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "block"), [("_adjust_kernel", 128), ("_forbid_kernel", 4096)])
+def test_changes_of_logits(name, block, capability, tmp_path):
+    kernel = getattr(score_adjust_kernel, name)
+    in_memory(kernel, {"BLOCK": block}, capability, 4, tmp_path)
 
 
 def test_noise_keys(capability, tmp_path):

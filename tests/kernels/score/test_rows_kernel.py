@@ -8,11 +8,11 @@ from kernels import AllowedTokens, finish_scores, join_partials, quantize_int8, 
 from kernels.noise import noise_keys
 from kernels.noise_kernel import launch_noise_keys
 from kernels.score import rows_kernel as score_rows_kernel
+from kernels.score.filtered_rows import score_full_rows
 from kernels.score.finish_kernel import launch_finish_scores
 from kernels.score.partials import finish_scores_reference, merge_partials
 from kernels.score.rows import score_partials_reference, score_rows_reference
 from kernels.score.rows_kernel import launch_score_partials
-from kernels.score.wide_rows import with_wide_rows
 from tests.kernels.score.test_rows import (
     CLOSE,
     assert_close_or_none,
@@ -230,11 +230,12 @@ def test_top_tokens_and_filters_of_wide_rows(device):
         num_top=5,
         wide_rows=wide,
     )
-    partials = launch_score_partials(hidden, head, None, spec, vocab_start=0, full_vocab=vocab)
-    scores = finish_scores(partials, spec)
-    scores = with_wide_rows(scores, hidden, head, None, spec, tile_rows=3)
+    scores = score_full_rows(hidden, head, None, spec, num_bytes=4 * 3 * 320)
     expected = score_rows_reference(hidden, head, None, spec)
     assert_same(scores, expected)
+    others = ~asks
+    assert scores.top_ids[others].eq(0).all()
+    assert scores.top_logprobs[others].eq(float("-inf")).all()
     assert torch.equal(scores.top_ids[wide], expected.top_ids[wide])
     torch.testing.assert_close(scores.top_logprobs[wide], expected.top_logprobs[wide], **CLOSE)
 

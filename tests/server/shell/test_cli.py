@@ -118,6 +118,23 @@ def test_percentiles_are_values_that_were_seen():
     assert percentile([5.0], 50) == 5.0
 
 
+@pytest.mark.parametrize(
+    ("device", "has_gpu", "expected"),
+    [
+        ("cpu", True, 16),
+        (None, False, 16),
+        (None, True, 64),
+        ("cuda", True, 64),
+    ],
+)
+def test_pages_are_larger_on_a_gpu(device, has_gpu, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    flags = {"model": str(tmp_path)} | ({"device": device} if device else {})
+    assert engine_config(load_settings(flags), tmp_path).page_size == expected
+    chosen = load_settings(flags | {"page_size": 32})
+    assert engine_config(chosen, tmp_path).page_size == 32
+
+
 def test_settings_become_the_engines_configuration(tmp_path):
     flags = {
         "model": str(tmp_path),
