@@ -1,10 +1,17 @@
-"""Fixtures that every test gets: repeatable draws, poisoned memory, the device, kernel skips."""
+"""Fixtures that every test gets: repeatable draws, poisoned memory, the device; skips."""
 
 import os
 from pathlib import Path
 
 import pytest
 import torch
+
+# Loads the profile of property tests, too.
+from tests import examples as examples
+
+# Hooks of pytest: found here by their names.
+from tests.skips import pytest_make_collect_report as pytest_make_collect_report
+from tests.skips import pytest_runtest_makereport as pytest_runtest_makereport
 
 GOLDEN = Path(__file__).parent / "golden"
 HAS_GPU = torch.cuda.is_available()

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sampler.border.request import FinishReason
+from tests.examples import num_examples
 from tests.tiny import (
     EOS,
     VOCABULARY,
@@ -182,7 +183,7 @@ def test_a_request_that_cannot_be_served_costs_nothing_else(bad, message):
 
 
 @given(steps=st.integers(0, 12), name=st.sampled_from(sorted(PROMPTS)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=num_examples(15), deadline=None)
 def test_cancelling_at_any_stage_gives_back_every_page(steps, name):
     engine = hash_engine(num_pages=12, max_rows=8)
     for one in requests_for(PROMPTS):
@@ -206,7 +207,7 @@ def test_cancelling_at_any_stage_gives_back_every_page(steps, name):
     max_rows=st.integers(8, 24),
     cancels=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), max_size=4),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=num_examples(20), deadline=None)
 def test_any_run_conserves_pages_and_tokens(prompts, num_pages, max_rows, cancels):
     engine = hash_engine(num_pages=num_pages, max_rows=max_rows, max_sequences=4)
     for number, prompt in enumerate(prompts):

@@ -23,7 +23,7 @@ def drafting_steps(engine, one):
         stage = Stage(int(table.stage[0]))
         drafted = engine.metrics.rows_drafted
         if not engine.scheduler.num_seated:
-            engine.scheduler._admit(0.0)
+            engine.scheduler._admit(0.0, None)
             before, stage = table.is_open[0].copy(), Stage(int(table.stage[0]))
         output = engine.step()
         for delta in output.deltas:
@@ -363,7 +363,7 @@ def run_unconditional(engine, schedule, length):
     """Decode without a prompt: seat a request, then take its prompt token away again."""
     one = request("x", [0], max_tokens=length, decoding={"mode": "diffusion"})
     engine.submit(one)
-    engine.scheduler._admit(0.0)
+    engine.scheduler._admit(0.0, None)
     table = engine.table
     table.prompt_length[0] = table.final[0] = table.canvas_stop[0] = 0
     table.prompt_stop[0] = table.emitted[0] = 0

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sampler.seats.prediction import Endings
 from sampler.state.sequence_table import SeatState
 from sampler.undo import Undo
+from tests.examples import num_examples
 from tests.sampler.test_canvas_engine import RULES
 from tests.sampler.test_latent_engine import NEXT
 from tests.tiny import CAUSAL_RULE, hash_engine, request, run_all
@@ -108,7 +109,9 @@ asked = st.builds(
     rounds=st.lists(st.tuples(st.lists(asked, max_size=3), st.integers(0, 4)), max_size=6),
     num_pages=st.sampled_from([12, 24, 64]),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=num_examples(20), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 def test_plan_and_undo_leave_the_whole_state_equal(name, rounds, num_pages):
     rule, decoding = ENGINES[name]
     engine = hash_engine(rule, num_pages=num_pages, max_sequences=4, max_rows=128)
@@ -138,7 +141,7 @@ def plan_and_take_back(engine):
 
 
 @given(name=st.sampled_from(sorted(ENGINES)), wanted=st.lists(asked, min_size=1, max_size=6))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=num_examples(8), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_answers_are_the_same_when_every_step_is_taken_back_once(name, wanted):
     def answers(*, takes_back):
         rule, decoding = ENGINES[name]

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ DEPLOY = ROOT / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "estuary.json"
 METRIC = re.compile(r"\b(?:estuary_|vllm:|http_)[a-z0-9_]+")
 PROMTOOL = shutil.which("promtool")
-HADOLINT = shutil.which("hadolint")
+# Beside the interpreter, where pip puts it, or anywhere else.
+HADOLINT = shutil.which("hadolint", path=Path(sys.executable).parent) or shutil.which("hadolint")
 
 
 def _panels():

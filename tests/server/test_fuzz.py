@@ -1,5 +1,8 @@
 """Every operation of the OpenAPI document, asked what a property fuzzer makes of its schema."""
 
+import itertools
+import time
+
 import hypothesis
 import pytest
 
@@ -22,6 +25,7 @@ CHECKS = checks.CHECKS.get_by_names(
         "response_schema_conformance",
     ]
 )
+SOAK_S = 600
 
 
 def _operations():
@@ -36,13 +40,15 @@ def address():
         yield address
 
 
-@pytest.mark.parametrize("operation", _operations(), ids=lambda operation: operation.label)
-def test_no_request_ends_in_a_fault_or_off_the_document(operation, address):
+def _ask(operation, address, *, seed, count):
+    """Send `count` requests that the operation's schema describes, and check each answer."""
+
+    @hypothesis.seed(seed)
     @hypothesis.given(case=operation.as_strategy())
     @hypothesis.settings(
-        max_examples=25,
+        max_examples=count,
         deadline=None,
-        derandomize=True,
+        derandomize=False,
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
@@ -50,6 +56,22 @@ def test_no_request_ends_in_a_fault_or_off_the_document(operation, address):
         case.call_and_validate(base_url=address, checks=CHECKS)
 
     ask()
+
+
+@pytest.mark.parametrize("operation", _operations(), ids=lambda operation: operation.label)
+def test_no_request_ends_in_a_fault_or_off_the_document(operation, address):
+    _ask(operation, address, seed=0, count=25)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3 * SOAK_S)
+def test_ten_minutes_of_requests_end_in_no_fault(address):
+    until_s = time.monotonic() + SOAK_S
+    for seed in itertools.count(1):
+        for operation in _operations():
+            _ask(operation, address, seed=seed, count=100)
+            if time.monotonic() > until_s:
+                return
 
 
 def test_every_route_is_asked():

@@ -21,10 +21,11 @@ async def _post(served, raw):
 
 
 async def _longest_pause_s(until):
-    longest_s, last_s = 0.0, time.monotonic()
+    """The longest that this process kept its loop waiting, however busy the machine is."""
+    longest_s, last_s = 0.0, time.process_time()
     while not until.done():
         await asyncio.sleep(0.001)
-        now_s = time.monotonic()
+        now_s = time.process_time()
         longest_s, last_s = max(longest_s, now_s - last_s), now_s
     return longest_s
 
@@ -42,7 +43,7 @@ async def _longest_pause_s(until):
 async def test_four_of_the_largest_bodies_do_not_stop_the_event_loop(serve, raw):
     started_s = time.thread_time()
     CompletionBody.model_validate_json(b'{"prompt":[' + b"1," * (SIZE // 2) + b"1]}")
-    # As much as an eighth of it on a slow machine; 150 ms on one that is not busy.
+    # As much as an eighth of it on a slow machine; 150 ms elsewhere.
     allowed_s = max(0.15, (time.thread_time() - started_s) / 2)
     async with serve() as served:
         posts = asyncio.gather(*(_post(served, raw) for _ in range(4)))

@@ -1,4 +1,8 @@
-"""The official Node client, unmodified; needs node and `openai` where `NODE_PATH` points."""
+"""The official Node client, unmodified.
+
+It needs node, and its package beside the script (`npm ci` in `tests/server/node`) or where
+`NODE_PATH` points.
+"""
 
 import json
 import os
@@ -12,12 +16,12 @@ from tests.server.test_serve import WAITS_S, running_server
 
 SCRIPT = Path(__file__).parent / "node" / "client.mjs"
 NODE = shutil.which("node")
-PACKAGES = Path(os.environ.get("NODE_PATH", "node_modules")) / "openai"
+PACKAGES = Path(os.environ.get("NODE_PATH", SCRIPT.parent / "node_modules")) / "openai"
 
 pytestmark = [
     pytest.mark.node,
     pytest.mark.skipif(
-        NODE is None or not PACKAGES.is_dir(), reason="needs node and openai in NODE_PATH"
+        NODE is None or not PACKAGES.is_dir(), reason="needs node and its openai package"
     ),
 ]
 

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sampler.pages.page_pool import PagePool
+from tests.examples import num_examples
 
 NUM_PAGES = 12
 
@@ -62,7 +63,9 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPoolMachine = PoolMachine.TestCase
-TestPoolMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPoolMachine.settings = settings(
+    max_examples=num_examples(30), stateful_step_count=40, deadline=None
+)
 
 
 def test_taking_without_any_page_left_is_an_error():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sampler.border.errors import RequestError
 from sampler.border.request import DecodingMode, FinishReason, SamplingParams, TokenKind
 from sampler.seats.prediction import Endings, Proposer, check_prediction, follow
+from tests.examples import num_examples
 from tests.sampler.test_canvas_engine import BLOCK, RANKED, TWO_MODE
 from tests.sampler.test_latent_engine import NEXT as LATENT
 from tests.tiny import CAUSAL_RULE, VOCABULARY, collect, hash_engine, request, run_all
@@ -163,7 +164,7 @@ def mutated(tokens, changes):
     return tokens
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=num_examples(20))
 @given(
     changes=mutations,
     temperature=st.sampled_from([0.0, 1.0]),
@@ -183,7 +184,7 @@ def test_no_prediction_changes_an_answer(changes, temperature, max_tokens, rule,
     assert answer(predicting(asked, guess), rule, max_rows=max_rows)[0] == said
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=num_examples(20))
 @given(
     prompt=st.lists(st.integers(3, 8), min_size=1, max_size=30),
     temperature=st.sampled_from([0.0, 1.0]),
@@ -310,7 +311,7 @@ def test_salts_keep_prefixes_apart():
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=40), st.integers(1, 6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=num_examples(100), deadline=None)
 def test_endings_of_a_growing_text_are_those_of_the_whole(tokens, count):
     growing = Endings(shortest=2)
     for stop in range(1, len(tokens) + 1):

@@ -1,10 +1,14 @@
 """`POST /v1/chat/completions`: whole answers, streams, and everything a body can ask for."""
 
+import numpy as np
 import pytest
 
 from sampler import DecodingMode, Delta, FinishReason, TokenKind, TokenTrace
 from tests.server.conftest import error_of, events
 from tests.server.scripted_engine import EOS, ScriptedEngine, saying, stats
+
+# As the engine computes with it.
+NINE_TENTHS = float(np.float32(0.9))
 
 pytestmark = pytest.mark.anyio
 
@@ -83,10 +87,11 @@ async def test_every_sampling_field_reaches_the_engine(serve):
         )
     params = served.engine.submitted[0].params
     assert response.status_code == 200
-    assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.5, 0.9, 40, 0.1)
+    assert (params.temperature, params.top_p) == (0.5, NINE_TENTHS)
+    assert (params.top_k, params.min_p) == (40, float(np.float32(0.1)))
     assert (params.seed, params.max_tokens, params.min_tokens) == (7, 9, 2)
     assert (params.presence_penalty, params.frequency_penalty) == (0.5, -0.5)
-    assert params.repetition_penalty == 1.1
+    assert params.repetition_penalty == float(np.float32(1.1))
     assert params.logit_bias == ((5, 2.0), (6, -100.0))
     assert params.stop_token_ids == (65,)
     assert params.ignore_eos
@@ -272,7 +277,7 @@ async def test_a_trace_tells_how_each_token_came(serve):
     assert whole["choices"][0]["decoding"] == tokens
     assert chunks[1]["decoding"] == {"v": 1, "index": 0, "tokens": tokens}
     assert whole["usage"]["decoding"]["revised_tokens"] == 3
-    assert (asked.mode, asked.width, asked.confidence) == (DecodingMode.DIFFUSION, 8, 0.9)
+    assert (asked.mode, asked.width, asked.confidence) == (DecodingMode.DIFFUSION, 8, NINE_TENTHS)
 
 
 async def test_continuing_the_final_message_ends_the_prompt_with_it(serve):
