@@ -30,7 +30,8 @@ from server.routes import (
 )
 from server.routes.playground import playground_router
 from server.settings import Settings
-from server.state import ServerState, package_version
+from server.state import ServerState
+from server.version import package_version
 from server.watch.metrics import ServerMetrics
 from server.watch.tracing import NoTracing, Tracing
 from weights.families import FamilyRule

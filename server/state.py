@@ -3,7 +3,6 @@
 import hashlib
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 
 from anyio import CapacityLimiter
 from fastapi import Request
@@ -13,6 +12,7 @@ from server.engine import Engine
 from server.error_responses import ApiError, ErrorAnswer, unavailable
 from server.settings import Settings
 from server.translate.model_text import ModelTools
+from server.version import package_version
 from server.watch.metrics import ServerMetrics
 from server.watch.tracing import NoTracing, Tracing
 from weights.families import FamilyRule
@@ -95,18 +95,10 @@ class ServerState:
         capacity = self.settings.max_num_seqs + self.settings.max_queued_requests
         if self.engine.num_open >= capacity:
             num_waiting = self.engine.num_open - self.settings.max_num_seqs
-            raise Overloaded(num_waiting=num_waiting, retry_after_s=1.0)
+            raise Overloaded(num_waiting=num_waiting, retry_after_s=self.engine.retry_after_s)
 
 
 def server_state(request: Request) -> ServerState:
     """The dependency that routes take."""
     state: ServerState = request.app.state.server
     return state
-
-
-def package_version() -> str:
-    """The version of the installed package."""
-    try:
-        return version("estuary-server")
-    except PackageNotFoundError:
-        return "0+unknown"

@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from server.error_responses import unavailable
 from server.openapi import ERROR_RESPONSES
-from server.state import ServerState, package_version, server_state
+from server.state import ServerState, server_state
+from server.version import package_version
 
 router = APIRouter(responses=ERROR_RESPONSES)
 

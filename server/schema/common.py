@@ -17,6 +17,7 @@ from pydantic import (
     Tag,
 )
 
+from sampler.border.knob_ranges import MAX_ENTROPY_BOUND, MAX_FACTOR, MAX_MARGIN
 from server.limits import (
     MAX_CACHE_SALT_CHARACTERS,
     MAX_CHOICES_PER_PROMPT,
@@ -126,12 +127,18 @@ class DecodingBody(BaseModel):
         None, gt=0, le=1, description="Accept a draft with at least this probability."
     )
     entropy_bound: Float32 | None = Field(
-        None, ge=0, le=100, description="Nats of dependence allowed per step."
+        None,
+        ge=0,
+        le=MAX_ENTROPY_BOUND,
+        description="Nats of dependence allowed per step.",
     )
     margin: Float32 | None = Field(
-        None, ge=0, le=1, description="Accept a draft whose two best probabilities differ so much."
+        None,
+        ge=0,
+        le=MAX_MARGIN,
+        description="Accept a draft whose two best probabilities differ so much.",
     )
-    factor: Float32 | None = Field(None, gt=0, le=1000, description="The factor rule's f.")
+    factor: Float32 | None = Field(None, gt=0, le=MAX_FACTOR, description="The factor rule's f.")
     quota: int | None = Field(None, ge=1, le=1024, description="Tokens accepted per step.")
     steps: int | None = Field(None, ge=1, le=65536, description="Denoising steps of a schedule.")
     alpha_0: Float32 | None = Field(

@@ -29,7 +29,7 @@ from server.shell.decision_chart import draw_decisions
 from server.shell.flags import add_settings, given
 from server.shell.model_source import engine_config, find_model, model_name, read_text_side
 from server.shell.one_answer import CompleteOptions, complete
-from server.state import package_version
+from server.version import package_version
 from server.watch.logging_setup import log_form, set_up_logging
 from server.watch.tracing import tracing_of_environment
 from weights.errors import CheckpointError, FetchError, TemplateError

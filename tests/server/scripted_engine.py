@@ -165,6 +165,7 @@ class ScriptedEngine:
     can_infill: bool = False
     can_constrain: bool = True
     capacity: int = 1000
+    retry_after_s: float = 2.5
     context_length: int = CONTEXT_LENGTH
     submitted: list[Request] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -211,7 +212,7 @@ class ScriptedEngine:
         if not self.is_ready:
             raise EngineStopped("the engine is not running")
         if len(self._open) >= self.capacity:
-            raise Overloaded(num_waiting=len(self._open), retry_after_s=2.5)
+            raise Overloaded(num_waiting=len(self._open), retry_after_s=self.retry_after_s)
         self.submitted.append(request)
         self._open.add(request.id)
         return self._say(request)
