@@ -11,13 +11,10 @@ from sampler import EngineStopped, Overloaded
 from server.engine import Engine
 from server.error_responses import ApiError, ErrorAnswer, unavailable
 from server.settings import Settings
-from server.translate.model_text import ModelTools
+from server.translate.model_text import ModelText, ServedModel
 from server.version import package_version
 from server.watch.metrics import ServerMetrics
 from server.watch.tracing import NoTracing, Tracing
-from weights.families import FamilyRule
-from weights.text.chat_template import ChatTemplate
-from weights.text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)
@@ -31,12 +28,10 @@ class ServerState:
     """
 
     engine: Engine
-    tokenizer: Tokenizer
-    chat_template: ChatTemplate | None
+    text: ModelText
     settings: Settings
     metrics: ServerMetrics
     model_names: tuple[str, ...]
-    rule: FamilyRule | None = None
     tracing: Tracing = field(default_factory=NoTracing)
     created_s: int = field(default_factory=lambda: int(time.time()))
     is_draining: bool = False
@@ -64,9 +59,9 @@ class ServerState:
         return "fp_" + hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
     @property
-    def tools(self) -> ModelTools:
+    def model(self) -> ServedModel:
         """What translating a body needs."""
-        return ModelTools(self.engine.info, self.tokenizer, self.chat_template, self.rule)
+        return ServedModel(self.text, self.engine.info)
 
     def check_model(self, name: str | None) -> str:
         """The name an answer carries; raises ApiError for a model that is not served."""

@@ -44,14 +44,49 @@ class ArgumentsPart:
 StreamedPart = str | CallPart | ArgumentsPart
 
 
+ForcedReader = NamedCallReader | ListedCallsReader
+
+
+def forced_reader(rules: CallRules | None) -> ForcedReader | None:
+    """The reader of an answer that a grammar holds to calls; None when the model may choose."""
+    if rules is not None and isinstance(rules.choice, NamedChoice):
+        return NamedCallReader(rules.choice.function.name)
+    return ListedCallsReader() if rules is not None and rules.choice == "required" else None
+
+
+class FoldedReader:
+    """Forced calls that are given when the answer is complete; one that was cut keeps its part."""
+
+    def __init__(self, streamed: ForcedReader) -> None:
+        self._streamed = streamed
+        self._calls: list[BegunCall] = []
+
+    def feed(self, text: str) -> list[str | CalledTool]:
+        """Keep what the text says of calls."""
+        for part in self._streamed.feed(text):
+            if isinstance(part, BegunCall):
+                self._calls.append(part)
+            else:
+                begun = self._calls[-1]
+                self._calls[-1] = BegunCall(begun.name, begun.arguments + part.text)
+        return []
+
+    def finish(self) -> list[str | CalledTool]:
+        """Give every call that had begun."""
+        return [CalledTool(call.name, call.arguments) for call in self._calls]
+
+
 class PartReader:
     """Takes one answer's text as it comes; without rules all of it is content."""
 
     def __init__(self, rules: CallRules | None) -> None:
         self._is_single = rules is not None and rules.is_single
         self._reader: CallReader | None = None
-        if rules is not None:
-            self._reader = reader_of(rules.style, rules.choice, rules.schemas)
+        forced = forced_reader(rules)
+        if forced is not None:
+            self._reader = FoldedReader(forced)
+        elif rules is not None:
+            self._reader = reader_of(rules.style, rules.schemas)
         self.num_calls = 0
 
     def feed(self, text: str) -> list[str | CallPart]:
@@ -85,11 +120,7 @@ class StreamedPartReader:
     def __init__(self, rules: CallRules | None) -> None:
         self._is_single = rules is not None and rules.is_single
         self._whole = PartReader(rules)
-        self._forced: NamedCallReader | ListedCallsReader | None = None
-        if rules is not None and isinstance(rules.choice, NamedChoice):
-            self._forced = NamedCallReader(rules.choice.function.name)
-        elif rules is not None and rules.choice == "required":
-            self._forced = ListedCallsReader()
+        self._forced = forced_reader(rules)
         self._num_begun = 0
 
     @property
@@ -112,9 +143,6 @@ class StreamedPartReader:
     def _numbered(self, found: Sequence[Streamed]) -> list[StreamedPart]:
         parts: list[StreamedPart] = []
         for part in found:
-            if isinstance(part, str):
-                parts.append(part)
-                continue
             self._num_begun += isinstance(part, BegunCall)
             index = self._num_begun - 1
             if index and self._is_single:

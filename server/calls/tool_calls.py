@@ -85,15 +85,11 @@ class CallReader(Protocol):
         ...
 
 
-def reader_of(style: ToolStyle, choice: NamedChoice | str, schemas: Schemas) -> CallReader:
-    """The reader for a style, or for what a forced choice makes the model write.
+def reader_of(style: ToolStyle, schemas: Schemas) -> CallReader:
+    """The reader for calls that a model makes by itself, in its style.
 
     schemas: of the functions' arguments, by name
     """
-    if isinstance(choice, NamedChoice):
-        return WholeTextReader(lambda text: [CalledTool(choice.function.name, text)])
-    if choice == "required":
-        return WholeTextReader(_read_calls)
     if style in (ToolStyle.LISTED, ToolStyle.ARGUED):
         return MarkedReader(CALL_MARKS[ToolStyle.LISTED][0], None, _read_argued)
     if style is ToolStyle.ENCLOSED:
@@ -141,25 +137,6 @@ class ReadCalls(Protocol):
     def __call__(self, text: str, /) -> list[CalledTool] | None:
         """Read the text."""
         ...
-
-
-class WholeTextReader:
-    """Nothing but calls: they are read when the answer is complete."""
-
-    def __init__(self, read: ReadCalls) -> None:
-        self._read = read
-        self._text: list[str] = []
-
-    def feed(self, text: str) -> list[str | CalledTool]:
-        """Keep the text."""
-        self._text.append(text)
-        return []
-
-    def finish(self) -> list[str | CalledTool]:
-        """The calls, or the text when the answer was cut before it became one."""
-        text = "".join(self._text)
-        calls = self._read(text) if _is_json(text) else None
-        return [*calls] if calls else [text] if text else []
 
 
 class MarkedReader:

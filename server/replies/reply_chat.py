@@ -13,7 +13,7 @@ from server.replies.reply_format import (
     chunk_json,
     finite,
     prompt_logprobs,
-    token_text,
+    shown_token,
     trace_bodies,
 )
 from server.replies.running_answers import ChoicePiece
@@ -58,13 +58,17 @@ class ChatReply:
         self._writer = ChunkWriter(body.stream_options, count)
         self._decoding = DecodingWriter(body.decoding, tokenizer)
         self._wants_trace = body.decoding is not None and body.decoding.trace
+        rules = translated.call_rules
+        self._is_forced = rules is not None and rules.choice != "auto"
+        self._tells_of_tokens = rules is None or body.logprobs or body.return_token_ids
         self._readers = [StreamedPartReader(translated.call_rules) for _ in range(translated.n)]
 
     def begin(self) -> bytes:
         """One chunk for each answer that names the role."""
         chunks = []
         for index in range(self._translated.n):
-            chunk = self._chunk(index, MessageDelta(role="assistant", content=""))
+            content = None if self._is_forced else ""
+            chunk = self._chunk(index, MessageDelta(role="assistant", content=content))
             if index == 0 and self._body.return_token_ids:
                 chunk = chunk.model_copy(update={"prompt_token_ids": self._prompt_ids()})
             chunks.append(chunk)
@@ -78,8 +82,10 @@ class ChatReply:
         if piece.finish is not None:
             deltas += _deltas(reader.finish())
         extras = self._extras(choice)
-        if not deltas and (piece.tokens or extras):
-            deltas = [MessageDelta(content="")]
+        if not deltas and (extras or (piece.tokens and self._tells_of_tokens)):
+            # Text that may yet be a call is held back; what else there is to say is not.
+            may_call = self._translated.call_rules is not None
+            deltas = [MessageDelta() if may_call else MessageDelta(content="")]
         chunks = [
             self._chunk(choice.index, delta, tokens=() if number else piece.tokens)
             for number, delta in enumerate(deltas)
@@ -205,7 +211,9 @@ class ChatReply:
 
     def _alternative(self, token_id: int, logprob: float) -> AlternativeLogprob:
         return AlternativeLogprob(
-            token=token_text(self._tokenizer, token_id),
+            token=shown_token(
+                self._tokenizer, token_id, as_id=self._body.return_tokens_as_token_ids
+            ),
             logprob=finite(logprob),
             bytes=list(self._tokenizer.token_bytes(token_id)),
         )

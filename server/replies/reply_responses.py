@@ -28,6 +28,7 @@ class ResponsesReply:
         self._body = body
         self._facts = facts
         self._count = count
+        self._params = translated.requests[0].params
         self._reader = PartReader(translated.call_rules)
         self._items: list[Item] = []
         self._open_text: list[str] | None = None
@@ -165,7 +166,7 @@ class ResponsesReply:
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
-            "temperature": 1.0 if body.temperature is None else body.temperature,
+            "temperature": self._params.temperature,
             "text": {
                 "format": {"type": "text"}
                 if format_ is None
@@ -177,7 +178,7 @@ class ResponsesReply:
                 else body.tool_choice or "auto"
             ),
             "tools": [_tool(tool.model_dump()) for tool in body.tools or ()],
-            "top_p": 1.0 if body.top_p is None else body.top_p,
+            "top_p": self._params.top_p,
             "truncation": "disabled",
             "usage": None if status == "in_progress" else self._usage(),
         }

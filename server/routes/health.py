@@ -56,6 +56,13 @@ async def health(state: State) -> Status:
     return Status(status="ok")
 
 
+@router.post("/ping", include_in_schema=False)
+@router.get("/ping")
+async def ping(state: State) -> Status:
+    """Say the same as `/health`, where platforms that run containers ask for it."""
+    return await health(state)
+
+
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(state: State) -> Status:

@@ -14,13 +14,14 @@ from server.schema.common import (
     Usage,
     content_tag,
 )
+from server.schema.media import TextOnly
 from server.schema.tools import ToolChoice, Tools
 
 
 class TextPart(Body):
     """A piece of a message's content; text is the only type this server reads."""
 
-    type: Literal["text"]
+    type: Annotated[Literal["text"], TextOnly]
     text: str
 
 

@@ -12,6 +12,7 @@ from server.limits import (
 )
 from server.schema.body import Body
 from server.schema.common import DecodingBody, StopString, Timeout
+from server.schema.media import TextOnly
 from server.schema.numbers import Float32, Temperature
 from server.schema.tools import ToolName
 
@@ -37,7 +38,7 @@ def _as_text_blocks(value: object) -> object:
 
 
 TextBlocks = Annotated[
-    list[TextBlock],
+    list[Annotated[TextBlock, TextOnly]],
     BeforeValidator(_as_text_blocks, json_schema_input_type=str | list[TextBlock]),
 ]
 
@@ -67,7 +68,8 @@ Block = Annotated[
     ),
 ]
 Blocks = Annotated[
-    list[Block], BeforeValidator(_as_text_blocks, json_schema_input_type=str | list[Block])
+    list[Annotated[Block, TextOnly]],
+    BeforeValidator(_as_text_blocks, json_schema_input_type=str | list[Block]),
 ]
 
 

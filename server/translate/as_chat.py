@@ -6,8 +6,10 @@ from pydantic import ValidationError
 
 from server.error_responses import ApiError, answer_of, invalid
 from server.schema.chat import ChatBody
+from server.schema.common import TokenChoiceBody
 from server.schema.messages import CountBody, MessagesBody, TextBlock, ToolResultBlock, Turn
 from server.schema.responses import (
+    FlatAllowedChoice,
     FlatChoice,
     FunctionCallItem,
     FunctionCallOutput,
@@ -32,10 +34,7 @@ def chat_of_responses(body: ResponsesBody) -> ChatBody:
             "model": body.model,
             "messages": messages,
             "max_completion_tokens": body.max_output_tokens,
-            "temperature": body.temperature,
-            "top_p": body.top_p,
-            "top_k": body.top_k,
-            "seed": body.seed,
+            **_token_choice(body),
             "logprobs": True if body.top_logprobs is not None else None,
             "top_logprobs": body.top_logprobs,
             "response_format": _response_format(body),
@@ -48,15 +47,29 @@ def chat_of_responses(body: ResponsesBody) -> ChatBody:
             ]
             if body.tools
             else None,
-            "tool_choice": (
-                {"type": "function", "function": {"name": body.tool_choice.name}}
-                if isinstance(body.tool_choice, FlatChoice)
-                else body.tool_choice
-            ),
+            "tool_choice": _tool_choice(body),
             "parallel_tool_calls": body.parallel_tool_calls,
-            "decoding": None if body.decoding is None else body.decoding.model_dump(),
         }
     )
+
+
+def _token_choice(body: ResponsesBody) -> Fields:
+    names = set(TokenChoiceBody.model_fields)
+    return body.model_dump(include=names, exclude_none=True, by_alias=True)
+
+
+def _tool_choice(body: ResponsesBody) -> Json:
+    choice = body.tool_choice
+    if isinstance(choice, FlatChoice):
+        return _named(choice)
+    if isinstance(choice, FlatAllowedChoice):
+        allowed: Json = {"mode": choice.mode, "tools": [_named(tool) for tool in choice.tools]}
+        return {"type": "allowed_tools", "allowed_tools": allowed}
+    return choice
+
+
+def _named(choice: FlatChoice) -> Json:
+    return {"type": "function", "function": {"name": choice.name}}
 
 
 def _append_item(messages: list[Json], item: InputItem) -> None:

@@ -23,6 +23,7 @@ from sampler import (
     TokenKind,
     TokenLogprob,
 )
+from server.translate.model_text import ModelText
 from weights import ChatTemplate
 from weights.text.tokenizer import Tokenizer, read_tokenizer_json
 
@@ -62,6 +63,11 @@ def _byte_characters() -> list[str]:
 
 def template(source: str = TEMPLATE) -> ChatTemplate:
     return ChatTemplate(source, special_tokens={"eos_token": "<eos>", "bos_token": "<bos>"})
+
+
+def model_text() -> ModelText:
+    """The text side of a model of bytes."""
+    return ModelText(byte_tokenizer(), template())
 
 
 def stats(request: Request, num_tokens: int, **changes: object) -> RequestStats:

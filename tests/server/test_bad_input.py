@@ -6,6 +6,7 @@ import json
 import pytest
 
 from sampler import Delta, FinishReason
+from server.translate.model_text import ModelText
 from tests.server.asgi import AsgiExchange
 from tests.server.conftest import error_of
 from tests.server.scripted_engine import ScriptedEngine, template
@@ -288,7 +289,7 @@ async def test_a_model_without_a_template_cannot_chat(tokenizer):
     from server.app import create_app
     from server.settings import load_settings
 
-    app = create_app(ScriptedEngine(), tokenizer, None, load_settings({}))
+    app = create_app(ScriptedEngine(), ModelText(tokenizer, None), load_settings({}))
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://t") as client,

@@ -6,7 +6,7 @@ import pytest
 
 from sampler import EngineStopped, SamplingParams
 from sampler.border.request import Request
-from server.replies.running_answers import Answers
+from server.replies.running_answers import RunningAnswers
 from server.settings import load_settings
 from server.text.answer_text import TextRules
 from server.watch.metrics import ServerMetrics
@@ -24,7 +24,9 @@ class FailingAtTheEnd(NoTrace):
 def _answers(tokenizer, engine, **options):
     metrics = ServerMetrics(engine, load_settings({}), model_name="tiny", max_tokens=512)
     request = Request(id="a", prompt=(65,), params=SamplingParams(max_tokens=8))
-    return Answers(engine, tokenizer, [request], rules=TextRules(), metrics=metrics, **options)
+    return RunningAnswers(
+        engine, tokenizer, [request], rules=TextRules(), metrics=metrics, **options
+    )
 
 
 async def test_a_failure_behind_the_end_of_an_answer_reaches_whoever_waits(tokenizer):
