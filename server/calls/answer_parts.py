@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from server.calls.call_streams import BegunCall, ListedCallsReader, NamedCallReader, Streamed
 from server.calls.coded_calls import Schemas
+from server.calls.reasoning import ReasoningPart, ReasoningReader, ReasoningRules
 from server.calls.tool_calls import CalledTool, CallReader, ToolStyle, reader_of
 from server.schema.tools import NamedChoice
 
@@ -41,7 +42,8 @@ class ArgumentsPart:
     text: str
 
 
-StreamedPart = str | CallPart | ArgumentsPart
+WholePart = str | CallPart | ReasoningPart
+StreamedPart = WholePart | ArgumentsPart
 
 
 ForcedReader = NamedCallReader | ListedCallsReader
@@ -79,7 +81,8 @@ class FoldedReader:
 class PartReader:
     """Takes one answer's text as it comes; without rules all of it is content."""
 
-    def __init__(self, rules: CallRules | None) -> None:
+    def __init__(self, rules: CallRules | None, reasoning: ReasoningRules | None = None) -> None:
+        self._reasoning = None if reasoning is None else ReasoningReader(reasoning)
         self._is_single = rules is not None and rules.is_single
         self._reader: CallReader | None = None
         forced = forced_reader(rules)
@@ -89,15 +92,28 @@ class PartReader:
             self._reader = reader_of(rules.style, rules.schemas)
         self.num_calls = 0
 
-    def feed(self, text: str) -> list[str | CallPart]:
-        """Content and calls that the text completes."""
+    def feed(self, text: str) -> list[WholePart]:
+        """Content, reasoning and calls that the text completes."""
+        if self._reasoning is None:
+            return [*self._read(text)]
+        return self._behind(self._reasoning.feed(text))
+
+    def finish(self) -> list[WholePart]:
+        """What was held back until the end of the answer."""
+        parts = [] if self._reasoning is None else self._behind(self._reasoning.finish())
+        return parts if self._reader is None else [*parts, *self._numbered(self._reader.finish())]
+
+    def _behind(self, told: list[str | ReasoningPart]) -> list[WholePart]:
+        """Reasoning as it is, and what the rest says."""
+        parts: list[WholePart] = []
+        for part in told:
+            parts += [part] if isinstance(part, ReasoningPart) else self._read(part)
+        return parts
+
+    def _read(self, text: str) -> list[str | CallPart]:
         if self._reader is None:
             return [text] if text else []
         return self._numbered(self._reader.feed(text))
-
-    def finish(self) -> list[str | CallPart]:
-        """What was held back until the end of the answer."""
-        return [] if self._reader is None else self._numbered(self._reader.finish())
 
     def _numbered(self, found: list[str | CalledTool]) -> list[str | CallPart]:
         parts: list[str | CallPart] = []
@@ -117,9 +133,9 @@ class StreamedPartReader:
     known whether they are calls.
     """
 
-    def __init__(self, rules: CallRules | None) -> None:
+    def __init__(self, rules: CallRules | None, reasoning: ReasoningRules | None = None) -> None:
         self._is_single = rules is not None and rules.is_single
-        self._whole = PartReader(rules)
+        self._whole = PartReader(rules, reasoning)
         self._forced = forced_reader(rules)
         self._num_begun = 0
 

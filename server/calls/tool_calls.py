@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from sampler import GrammarSpec
 from server.calls.answer_grammar import schema_grammar
 from server.calls.coded_calls import Schemas, read_coded
+from server.calls.marks import overlap
 from server.schema.tools import NamedChoice, Tool
 
 _ANY_ARGUMENTS: dict[str, JsonValue] = {"type": "object"}
@@ -178,7 +179,7 @@ class MarkedReader:
         if mark:
             content, self._held, self._in_call = before.rstrip(), after, True
         else:
-            content = before[: len(before) - _overlap(before, self._opening)].rstrip()
+            content = before[: len(before) - overlap(before, self._opening)].rstrip()
             self._held = before[len(content) :]
         if content:
             parts.append(content)
@@ -286,14 +287,6 @@ def _is_json(text: str) -> bool:
 
 def _is_object(text: str) -> bool:
     return text.strip().startswith("{") and _is_json(text)
-
-
-def _overlap(text: str, mark: str) -> int:
-    """Characters at the end of the text that could be the beginning of the mark."""
-    for length in range(min(len(mark) - 1, len(text)), 0, -1):
-        if mark.startswith(text[-length:]):
-            return length
-    return 0
 
 
 def tool_values(tools: Sequence[Tool]) -> list[dict[str, JsonValue]]:

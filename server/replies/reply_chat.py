@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from sampler import FinishReason
 from server.calls.answer_parts import ArgumentsPart, CallPart, StreamedPart, StreamedPartReader
+from server.calls.reasoning import ReasoningPart
 from server.error_responses import ErrorAnswer
 from server.replies.reply_format import (
     ChunkWriter,
@@ -61,7 +62,9 @@ class ChatReply:
         rules = translated.call_rules
         self._is_forced = rules is not None and rules.choice != "auto"
         self._tells_of_tokens = rules is None or body.logprobs or body.return_token_ids
-        self._readers = [StreamedPartReader(translated.call_rules) for _ in range(translated.n)]
+        self._readers = [
+            StreamedPartReader(rules, translated.reasoning) for _ in range(translated.n)
+        ]
 
     def begin(self) -> bytes:
         """One chunk for each answer that names the role."""
@@ -229,6 +232,8 @@ def _deltas(parts: Sequence[StreamedPart]) -> list[MessageDelta]:
 def _delta(part: StreamedPart) -> MessageDelta:
     if isinstance(part, str):
         return MessageDelta(content=part)
+    if isinstance(part, ReasoningPart):
+        return MessageDelta(reasoning_content=part.text)
     if isinstance(part, ArgumentsPart):
         more = CalledFunctionText(arguments=part.text)
         return MessageDelta(tool_calls=[ToolCallDelta(index=part.index, function=more)])
@@ -254,8 +259,11 @@ def _message(parts: Sequence[StreamedPart]) -> AnsweredMessage:
         for part in parts
         if isinstance(part, CallPart)
     ]
-    if not calls:
-        return AnsweredMessage(role="assistant", content=content, refusal=None)
-    return AnsweredMessage(
-        role="assistant", content=content or None, refusal=None, tool_calls=calls
-    )
+    message = AnsweredMessage(role="assistant", content=content, refusal=None)
+    extras: dict[str, object] = {}
+    if calls:
+        extras |= {"content": content or None, "tool_calls": calls}
+    reasoning = "".join(part.text for part in parts if isinstance(part, ReasoningPart))
+    if reasoning:
+        extras["reasoning_content"] = reasoning
+    return message.model_copy(update=extras)

@@ -79,6 +79,9 @@ class ChatBody(SamplingBody):
     tool_choice: ToolChoice | None = Field(
         None, description="auto by default; required and a name hold the answer to the schemas."
     )
+    include_reasoning: bool | None = Field(
+        None, description="False leaves out what the model thinks before it answers."
+    )
     parallel_tool_calls: bool | None = Field(
         None, description="False: only the first call of an answer counts. True by default."
     )
@@ -125,6 +128,7 @@ class AnsweredMessage(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str | None
+    reasoning_content: str | None = None
     refusal: None = None
     tool_calls: list[AnsweredToolCall] | None = None
 
@@ -169,6 +173,7 @@ class MessageDelta(BaseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
 
 

@@ -52,6 +52,12 @@ class ToolResultBlock(Body):
     is_error: bool | None = None
 
 
+class ThinkingBlock(Body):
+    """What the model thought earlier; taken back, and not shown to it again."""
+
+    type: Literal["thinking", "redacted_thinking"]
+
+
 def _block_tag(value: object) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else None
     return f"<{kind}>" if isinstance(kind, str) else None
@@ -60,11 +66,13 @@ def _block_tag(value: object) -> str | None:
 Block = Annotated[
     Annotated[TextBlock, Tag("<text>")]
     | Annotated[ToolUseBlock, Tag("<tool_use>")]
-    | Annotated[ToolResultBlock, Tag("<tool_result>")],
+    | Annotated[ToolResultBlock, Tag("<tool_result>")]
+    | Annotated[ThinkingBlock, Tag("<thinking>")]
+    | Annotated[ThinkingBlock, Tag("<redacted_thinking>")],
     Discriminator(
         _block_tag,
         custom_error_type="block_type",
-        custom_error_message="type must be text, tool_use or tool_result",
+        custom_error_message="type must be text, thinking, tool_use or tool_result",
     ),
 ]
 Blocks = Annotated[

@@ -59,6 +59,12 @@ class FunctionCallOutput(Body):
     output: InputContent
 
 
+class ReasoningItem(Body):
+    """What the model thought earlier; taken back, and not shown to it again."""
+
+    type: Literal["reasoning"]
+
+
 def _item_tag(value: object) -> str | None:
     kind = value.get("type", "message") if isinstance(value, dict) else None
     return f"<{kind}>" if isinstance(kind, str) else None
@@ -67,11 +73,13 @@ def _item_tag(value: object) -> str | None:
 InputItem = Annotated[
     Annotated[InputMessage, Tag("<message>")]
     | Annotated[FunctionCallItem, Tag("<function_call>")]
-    | Annotated[FunctionCallOutput, Tag("<function_call_output>")],
+    | Annotated[FunctionCallOutput, Tag("<function_call_output>")]
+    | Annotated[ReasoningItem, Tag("<reasoning>")],
     Discriminator(
         _item_tag,
         custom_error_type="item_type",
-        custom_error_message="type must be message, function_call or function_call_output",
+        custom_error_message="type must be message, reasoning, function_call or "
+        "function_call_output",
     ),
 ]
 

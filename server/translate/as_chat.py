@@ -7,7 +7,14 @@ from pydantic import ValidationError
 from server.error_responses import ApiError, answer_of, invalid
 from server.schema.chat import ChatBody
 from server.schema.common import TokenChoiceBody
-from server.schema.messages import CountBody, MessagesBody, TextBlock, ToolResultBlock, Turn
+from server.schema.messages import (
+    CountBody,
+    MessagesBody,
+    TextBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+    Turn,
+)
 from server.schema.responses import (
     FlatAllowedChoice,
     FlatChoice,
@@ -15,6 +22,7 @@ from server.schema.responses import (
     FunctionCallOutput,
     InputItem,
     InputText,
+    ReasoningItem,
     ResponsesBody,
 )
 from weights.config_fields import Json
@@ -73,6 +81,8 @@ def _named(choice: FlatChoice) -> Json:
 
 
 def _append_item(messages: list[Json], item: InputItem) -> None:
+    if isinstance(item, ReasoningItem):
+        return
     if isinstance(item, FunctionCallOutput):
         messages.append(
             {"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)}
@@ -137,7 +147,7 @@ def _append_turn(messages: list[Json], turn: Turn) -> None:
         elif isinstance(block, ToolResultBlock):
             content = _joined(block.content or [])
             messages.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": content})
-        else:
+        elif isinstance(block, ToolUseBlock):
             arguments = json.dumps(block.input, ensure_ascii=False)
             function: Json = {"name": block.name, "arguments": arguments}
             calls.append({"id": block.id, "type": "function", "function": function})

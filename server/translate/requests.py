@@ -14,6 +14,7 @@ from sampler.seats.prediction import check_prediction
 from sampler.state.decoding import resolve_decoding
 from server.calls.answer_grammar import check_grammar
 from server.calls.answer_parts import CallRules
+from server.calls.reasoning import ReasoningRules, rules_of
 from server.calls.strict_calls import strict_grammar
 from server.calls.tool_calls import ToolStyle, forced_grammar
 from server.error_responses import ApiError, invalid, unsupported
@@ -28,6 +29,8 @@ from server.translate.plain_text import encode_marked, unmarked
 from server.translate.sampling import known_ids, sampling_params, text_rules
 
 DEFAULT_COMPLETION_TOKENS = 16
+# A mark and the line breaks behind it, even where every character is a token.
+_TOKENS_OF_A_MARK = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Translated:
     n:         how many of them are answered
     is_scoring: only the prompt is wanted; the engine's one token is dropped
     call_rules: how to read tool calls, or None when there are no tools
+    reasoning: how to tell reasoning from the answer, or None when none can come
     """
 
     id: str
@@ -57,6 +61,7 @@ class Translated:
     per_prompt: int
     is_scoring: bool = False
     call_rules: CallRules | None = None
+    reasoning: ReasoningRules | None = None
 
 
 def translate_chat(body: ChatBody, model: ServedModel, *, id: str, now_s: float) -> Translated:
@@ -77,6 +82,7 @@ def translate_chat(body: ChatBody, model: ServedModel, *, id: str, now_s: float)
     if call_rules is not None:
         params = _with_call_grammar(params, body, model, call_rules)
     _check_decoding(params, model)
+    reasoning = _reasoning_rules(body, prompt, params, model)
     n = body.n or 1
     return Translated(
         id=id,
@@ -90,10 +96,11 @@ def translate_chat(body: ChatBody, model: ServedModel, *, id: str, now_s: float)
             extras=_extras(body, params, model),
             now_s=now_s,
         ),
-        rules=_call_text_rules(text_rules(body), call_rules),
+        rules=_shown_marks(text_rules(body), call_rules, reasoning, model),
         n=n,
         per_prompt=n,
         call_rules=call_rules,
+        reasoning=reasoning,
     )
 
 
@@ -198,11 +205,35 @@ def _with_call_grammar(
     return replace(params, grammar=grammar)
 
 
-def _call_text_rules(rules: TextRules, call_rules: CallRules | None) -> TextRules:
-    """Some styles mark their calls by special tokens, which then must be shown to the reader."""
-    if call_rules is None or call_rules.style not in (ToolStyle.LISTED, ToolStyle.BARE):
-        return rules
-    return replace(rules, skip_special_tokens=False)
+def _reasoning_rules(
+    body: ChatBody, prompt: PromptTokens, params: SamplingParams, model: ServedModel
+) -> ReasoningRules | None:
+    """How to tell reasoning; an answer that is held to a grammar has none."""
+    template = model.text.chat_template
+    if template is None or params.grammar is not None:
+        return None
+    end = prompt.token_ids[-_TOKENS_OF_A_MARK:]
+    return rules_of(
+        template.source,
+        model.text.tokenizer.decode(end, skip_special_tokens=False),
+        is_shown=body.include_reasoning is not False,
+    )
+
+
+def _shown_marks(
+    rules: TextRules,
+    call_rules: CallRules | None,
+    reasoning: ReasoningRules | None,
+    model: ServedModel,
+) -> TextRules:
+    """Marks of calls or reasoning that are special tokens must be shown to their reader."""
+    marks_calls = call_rules is not None and call_rules.style in (ToolStyle.LISTED, ToolStyle.BARE)
+    tokenizer = model.text.tokenizer
+    marks_reasoning = (
+        reasoning is not None
+        and tokenizer.token_id(reasoning.marks.closing) in tokenizer.special_token_ids
+    )
+    return replace(rules, skip_special_tokens=False) if marks_calls or marks_reasoning else rules
 
 
 def _chat_prompt(body: ChatBody, model: ServedModel, call_rules: CallRules | None) -> PromptTokens:
