@@ -169,7 +169,7 @@ class EngineClient:
         capacity = self.config.max_sequences + self.config.max_waiting
         if len(self._streams) >= capacity:
             num_waiting = len(self._streams) - self.config.max_sequences
-            raise Overloaded(num_waiting=num_waiting, retry_after_s=self._retry_after_s())
+            raise Overloaded(num_waiting=num_waiting, retry_after_s=self.retry_after_s)
         queue: asyncio.Queue[Delta | EngineStopped] = asyncio.Queue()
         self._streams[request.id] = queue
         self._send(Submit(request=request))
@@ -258,7 +258,8 @@ class EngineClient:
         for queue in streams.values():
             queue.put_nowait(EngineStopped(reason))
 
-    def _retry_after_s(self) -> float:
+    @property
+    def retry_after_s(self) -> float:
         """The mean time between the last finished requests: when a place is likely to be free."""
         times = self._finish_times_s
         if len(times) < 2:

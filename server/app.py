@@ -21,6 +21,7 @@ from server.openapi import openapi_of
 from server.routes import (
     chat,
     completions,
+    docs,
     embeddings,
     health,
     messages,
@@ -30,12 +31,11 @@ from server.routes import (
 )
 from server.routes.playground import playground_router
 from server.settings import Settings
-from server.state import ServerState, package_version
+from server.state import ServerState
+from server.translate.model_text import ModelText
+from server.version import package_version
 from server.watch.metrics import ServerMetrics
 from server.watch.tracing import NoTracing, Tracing
-from weights.families import FamilyRule
-from weights.text.chat_template import ChatTemplate
-from weights.text.tokenizer import Tokenizer
 
 _ROUTERS = (
     chat.router,
@@ -46,6 +46,7 @@ _ROUTERS = (
     models.router,
     tokenize.router,
     health.router,
+    docs.router,
 )
 
 # What a supervisor spares for it; an exporter whose collector hangs takes longer.
@@ -55,19 +56,17 @@ _MESSAGES_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
 
 def create_app(
     engine: Engine,
-    tokenizer: Tokenizer,
-    chat_template: ChatTemplate | None,
+    text: ModelText,
     settings: Settings,
     *,
     model_name: str | None = None,
-    rule: FamilyRule | None = None,
     tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application; its lifespan starts the engine, unless it runs already, and stops it.
 
+    text:       tokenizer, chat template, rule and defaults of the model that the engine runs
     model_name: what clients call the model when the settings do not say; the engine's name for
                 it when left out
-    rule:       how the model's family decodes; lets what it cannot do be refused here
     tracing:    told of every request; closed at the end
 
     Raises SettingsError when the API keys cannot be read.
@@ -85,12 +84,10 @@ def create_app(
             )
             app.state.server = ServerState(
                 engine,
-                tokenizer,
-                chat_template,
+                text,
                 settings,
                 metrics,
                 model_names=names,
-                rule=rule,
                 tracing=told,
             )
             yield

@@ -33,6 +33,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def retry_after_s(self) -> float:
+        """In how many seconds a place is likely to be free, when there is none now."""
+        ...
+
+    @property
     def metrics(self) -> EngineMetrics:
         """The latest snapshot."""
         ...

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from sampler.border.errors import EngineStopped, Overloaded, PromptTooLong, RequestError
 from server.limits import MAX_REPORTED_ERRORS
 from server.schema.errors import ErrorBody, ErrorDetail
+from server.schema.media import UNSUPPORTED_PART
 
 # Draining servers and dead engines are replaced within seconds, not milliseconds.
 NOT_READY_RETRY_S = 5.0
@@ -127,7 +128,9 @@ def _of_validation(error: ValidationError) -> ErrorAnswer:
             f"the body is not valid JSON: {details[0]['msg']}", param=None, code="invalid_json"
         ).answer
     shown = "; ".join(_sentence(detail) for detail in details[:MAX_REPORTED_ERRORS])
-    return invalid(shown, param=param_path(details[0]["loc"]) or None).answer
+    is_media = details[0]["type"] == UNSUPPORTED_PART
+    code = "unsupported_parameter" if is_media else "invalid_value"
+    return invalid(shown, param=param_path(details[0]["loc"]) or None, code=code).answer
 
 
 def _sentence(detail: ErrorDetails) -> str:

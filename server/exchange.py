@@ -16,11 +16,11 @@ from server.error_responses import ApiError
 from server.read_body import ReadBody
 from server.replies.event_stream import EventStream, unless_disconnected
 from server.replies.reply_format import Reply, ReplyFacts, write_events
-from server.replies.running_answers import Answers
+from server.replies.running_answers import RunningAnswers
 from server.replies.usage import UsageCount
 from server.schema.common import SamplingBody
 from server.state import ServerState
-from server.translate.model_text import ModelTools
+from server.translate.model_text import ServedModel
 from server.translate.requests import Translated
 from server.watch.tracing import RequestTrace
 
@@ -54,14 +54,14 @@ async def generate(
     state: ServerState,
     asked: Asked,
     *,
-    translate: Callable[[ModelTools, str, float], Translated],
+    translate: Callable[[ServedModel, str, float], Translated],
     make_reply: Callable[[Translated, ReplyFacts, UsageCount], Reply],
 ) -> Response:
     """The response to a body; errors before the first byte are raised."""
     model = state.check_model(asked.model)
     _check_admission(state)
     public_id = f"{asked.id_prefix}-{uuid.uuid4().hex}"
-    translated = await run_in_threadpool(translate, state.tools, public_id, time.monotonic())
+    translated = await run_in_threadpool(translate, state.model, public_id, time.monotonic())
     state.metrics.count_ignored(asked.ignored)
     state.metrics.count_choices(translated.n)
     facts = ReplyFacts(
@@ -101,11 +101,11 @@ def _check_admission(state: ServerState) -> None:
 
 def _submit(
     state: ServerState, translated: Translated, *, timeout_s: float | None, trace: RequestTrace
-) -> Answers:
+) -> RunningAnswers:
     try:
-        return Answers(
+        return RunningAnswers(
             state.engine,
-            state.tokenizer,
+            state.text.tokenizer,
             translated.requests,
             rules=translated.rules,
             metrics=state.metrics,
@@ -137,7 +137,7 @@ class _Exchange:
         self,
         http: Request,
         state: ServerState,
-        answers: Answers,
+        answers: RunningAnswers,
         count: UsageCount,
         *,
         reply: Reply,

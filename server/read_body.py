@@ -63,17 +63,13 @@ REFUSED: Mapping[str, Refusal] = {
     "functions": Refusal(_USE_TOOLS, ([],)),
     "function_call": Refusal(_USE_TOOLS, ("none", "auto")),
     "prediction": Refusal("only chat and completions take a prediction"),
-    "reasoning_effort": Refusal("the model does not take an effort", ("none",)),
-    "verbosity": Refusal("the model does not take a verbosity", ("medium",)),
     "chat_template": Refusal("a request cannot bring its own template"),
     "documents": Refusal("put documents into the messages", ([],)),
-    "bad_words": Refusal("use logit_bias", ([],)),
     "use_beam_search": Refusal("beam search is not implemented", (False,)),
     "length_penalty": Refusal("beam search is not implemented", (1, 1.0)),
     "early_stopping": Refusal("beam search is not implemented", (False,)),
     "cache_salt": Refusal("only chat and completions take a salt"),
     "truncation_side": Refusal("prompts are cut on the left", ("left",)),
-    "return_tokens_as_token_ids": Refusal("use return_token_ids", (False,)),
     "logits_processors": Refusal("a request cannot bring code", ([],)),
     "mm_processor_kwargs": Refusal(_NO_OTHER_MEDIA, ({},)),
     "diffusing": Refusal("streams carry final text only", (False,)),
@@ -89,19 +85,22 @@ REFUSED: Mapping[str, Refusal] = {
     "prompt": Refusal(_STATELESS),
     "include": Refusal("nothing more can be included", ([], ["reasoning.encrypted_content"])),
     "max_tool_calls": Refusal("this server runs no tools"),
-    "reasoning": Refusal("the model does not reason apart from its answer", ({},)),
-    "thinking": Refusal("the model does not reason apart from its answer", ({"type": "disabled"},)),
     "truncation": Refusal("prompts are not cut unasked", ("disabled",)),
     "mcp_servers": Refusal("this server runs no tools", ([],)),
     "container": Refusal("this server runs no tools"),
-    "guided_json": Refusal(_NO_GRAMMAR),
-    "guided_regex": Refusal(_NO_GRAMMAR),
-    "guided_choice": Refusal(_NO_GRAMMAR),
-    "guided_grammar": Refusal(_NO_GRAMMAR),
     "json_schema": Refusal(_NO_GRAMMAR),
     "regex": Refusal(_NO_GRAMMAR),
     "grammar": Refusal(_NO_GRAMMAR, ("",)),
     "ebnf": Refusal(_NO_GRAMMAR),
+}
+
+# Agent clients send these whatever the model is; refusing them would refuse the clients. They are
+# named as ignored, and refused only by `--strict-params`.
+IGNORED: Mapping[str, Refusal] = {
+    "reasoning_effort": Refusal("the model does not take an effort", ("none",)),
+    "verbosity": Refusal("the model does not take a verbosity", ("medium",)),
+    "reasoning": Refusal("how much the model reasons cannot be set", ({},)),
+    "thinking": Refusal("how much the model reasons cannot be set", ({"type": "disabled"},)),
 }
 
 
@@ -155,20 +154,18 @@ def _check_content_type(content_type: str | None) -> None:
 
 
 def check_extra(extra: Mapping[str, JsonValue], *, strict: bool) -> tuple[str, ...]:
-    """The names of unknown fields, cut to a bounded list.
+    """Find the fields that are ignored: unknown ones and those of `IGNORED`, a bounded list.
 
-    Raises ApiError for a field that is refused, and for an unknown one when `strict`.
+    Raises ApiError for a field that is refused, and for one that would be ignored when `strict`.
     """
-    unknown = []
+    ignored = []
     for name, value in extra.items():
-        refusal = REFUSED.get(name)
-        if refusal is not None:
-            if value is not None and value not in refusal.harmless:
-                raise unsupported(name, refusal.reason)
-        elif value is not None and name not in BOOKKEEPING:
-            unknown.append(name)
-    if strict and unknown:
-        raise invalid(
-            f"{unknown[0][:64]}: no such field", param=unknown[0][:64], code="unknown_parameter"
-        )
-    return tuple(unknown[:_MAX_NAMED])
+        refusal = REFUSED.get(name) or IGNORED.get(name)
+        if value is None or name in BOOKKEEPING or (refusal and value in refusal.harmless):
+            continue
+        if refusal is not None and (strict or name in REFUSED):
+            raise unsupported(name, refusal.reason)
+        if strict:
+            raise invalid(f"{name[:64]}: no such field", param=name[:64], code="unknown_parameter")
+        ignored.append(name)
+    return tuple(ignored[:_MAX_NAMED])

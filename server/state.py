@@ -3,7 +3,6 @@
 import hashlib
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 
 from anyio import CapacityLimiter
 from fastapi import Request
@@ -12,12 +11,10 @@ from sampler import EngineStopped, Overloaded
 from server.engine import Engine
 from server.error_responses import ApiError, ErrorAnswer, unavailable
 from server.settings import Settings
-from server.translate.model_text import ModelTools
+from server.translate.model_text import ModelText, ServedModel
+from server.version import package_version
 from server.watch.metrics import ServerMetrics
 from server.watch.tracing import NoTracing, Tracing
-from weights.families import FamilyRule
-from weights.text.chat_template import ChatTemplate
-from weights.text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)
@@ -31,12 +28,10 @@ class ServerState:
     """
 
     engine: Engine
-    tokenizer: Tokenizer
-    chat_template: ChatTemplate | None
+    text: ModelText
     settings: Settings
     metrics: ServerMetrics
     model_names: tuple[str, ...]
-    rule: FamilyRule | None = None
     tracing: Tracing = field(default_factory=NoTracing)
     created_s: int = field(default_factory=lambda: int(time.time()))
     is_draining: bool = False
@@ -64,9 +59,9 @@ class ServerState:
         return "fp_" + hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
     @property
-    def tools(self) -> ModelTools:
+    def model(self) -> ServedModel:
         """What translating a body needs."""
-        return ModelTools(self.engine.info, self.tokenizer, self.chat_template, self.rule)
+        return ServedModel(self.text, self.engine.info)
 
     def check_model(self, name: str | None) -> str:
         """The name an answer carries; raises ApiError for a model that is not served."""
@@ -95,18 +90,10 @@ class ServerState:
         capacity = self.settings.max_num_seqs + self.settings.max_queued_requests
         if self.engine.num_open >= capacity:
             num_waiting = self.engine.num_open - self.settings.max_num_seqs
-            raise Overloaded(num_waiting=num_waiting, retry_after_s=1.0)
+            raise Overloaded(num_waiting=num_waiting, retry_after_s=self.engine.retry_after_s)
 
 
 def server_state(request: Request) -> ServerState:
     """The dependency that routes take."""
     state: ServerState = request.app.state.server
     return state
-
-
-def package_version() -> str:
-    """The version of the installed package."""
-    try:
-        return version("estuary-server")
-    except PackageNotFoundError:
-        return "0+unknown"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from server.app import create_app
 from server.settings import load_settings
-from tests.server.scripted_engine import ScriptedEngine, byte_tokenizer, template
+from tests.server.scripted_engine import ScriptedEngine, model_text
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
 _HEAD = """# API reference
@@ -32,7 +32,7 @@ _LIMITS = (
 
 def rendered() -> str:
     """The page as the code has it."""
-    app = create_app(ScriptedEngine(), byte_tokenizer(), template(), load_settings({}))
+    app = create_app(ScriptedEngine(), model_text(), load_settings({}))
     document = app.openapi()
     schemas = document["components"]["schemas"]
     parts = [_HEAD, "## Routes\n"]

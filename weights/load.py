@@ -66,16 +66,45 @@ class ModelDescription:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to run; the fields are those of its description."""
+    """A model ready to run: its network, and all else that is known of it."""
 
     network: Network
-    family: Family
-    config: NetworkConfig
-    tokenizer: Tokenizer | None
-    chat_template: ChatTemplate | None
-    generation: GenerationDefaults
-    name: str
-    context_length: int
+    description: ModelDescription
+
+    @property
+    def name(self) -> str:
+        """What the checkpoint is called."""
+        return self.description.name
+
+    @property
+    def family(self) -> Family:
+        """Its family, with the rule of this very checkpoint."""
+        return self.description.family
+
+    @property
+    def config(self) -> NetworkConfig:
+        """The sizes of its network."""
+        return self.description.config
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Its tokenizer, if there is one."""
+        return self.description.tokenizer
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """Its chat template, if there is one."""
+        return self.description.chat_template
+
+    @property
+    def generation(self) -> GenerationDefaults:
+        """Its own sampling settings."""
+        return self.description.generation
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together, at most."""
+        return self.description.context_length
 
 
 def describe_model(
@@ -147,16 +176,7 @@ def load_model(  # noqa: PLR0913 (what a user says of a model)
             network, calibration_ids(described.tokenizer, config), linear_format
         )
     log.info("loaded %s (%s) in %.1f s", described.name, family.name, time.monotonic() - started)
-    return LoadedModel(
-        network=network,
-        family=family,
-        config=config,
-        tokenizer=described.tokenizer,
-        chat_template=described.chat_template,
-        generation=described.generation,
-        name=described.name,
-        context_length=described.context_length,
-    )
+    return LoadedModel(network, described)
 
 
 def build_network(

@@ -14,6 +14,8 @@ STEP_ROWS_BUCKETS = (
     1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0
 )  # fmt: skip
 CANVAS_STEPS_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+# Of a round's proposals; one time series each, so there must be an end.
+MAX_COUNTED_PLACES = 64
 ENTROPY_BUCKETS = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -64,6 +66,9 @@ class EngineMetrics:
     tokens_ar, tokens_diffusion, tokens_verified: answer tokens, by how they became final.
     tokens_forced: of those by diffusion, what a grammar put into canvases without a row.
     proposals, proposals_accepted: drafted tokens put forward for verification, and confirmed.
+    proposal_rounds: times that proposals of a sequence were verified; proposals_accepted_at: how
+    often the first, second, ... proposal of a round was confirmed, up to MAX_COUNTED_PLACES.
+    canvas_tokens_verified: proposals confirmed that a canvas drafted (others were looked up).
     rows_wasted: drafted rows whose token was not accepted, or not confirmed.
     widths_chosen: choices of the balance, by width; 0 is AR.
     width_switches: choices that differ from the sequence's one before; width_handovers: of them,
@@ -102,6 +107,9 @@ class EngineMetrics:
     tokens_revised: int = 0
     proposals: int = 0
     proposals_accepted: int = 0
+    proposal_rounds: int = 0
+    proposals_accepted_at: list[int] = field(default_factory=list)
+    canvas_tokens_verified: int = 0
     canvases_opened: int = 0
     canvases_closed: int = 0
     canvases_handed_to_ar: int = 0
@@ -119,3 +127,20 @@ class EngineMetrics:
     step_rows: Histogram = field(default_factory=lambda: empty_histogram(STEP_ROWS_BUCKETS))
     canvas_steps: Histogram = field(default_factory=lambda: empty_histogram(CANVAS_STEPS_BUCKETS))
     accepted_entropy: Histogram = field(default_factory=lambda: empty_histogram(ENTROPY_BUCKETS))
+
+    def observe_round(self, *, offered: int, confirmed: int, by_canvas: bool) -> None:
+        """Count a round of one sequence in which the first `confirmed` proposals came true.
+
+        by_canvas: whether a canvas drafted them; else they were looked up
+        """
+        self.proposals += offered
+        self.proposals_accepted += confirmed
+        self.proposal_rounds += offered > 0
+        self.rows_wasted += offered - confirmed
+        if by_canvas:
+            self.canvas_tokens_verified += confirmed
+        num_counted = min(confirmed, MAX_COUNTED_PLACES)
+        places = self.proposals_accepted_at
+        places.extend([0] * (num_counted - len(places)))
+        for place in range(num_counted):
+            places[place] += 1

@@ -224,13 +224,12 @@ class Advance:
 
     def _observe_round(self, rows: IntArray, step: _Step, *, offered: int, confirmed: int) -> None:
         """Count what a round of one sequence confirmed, and keep it for the balance."""
-        self.metrics.proposals += offered
-        self.metrics.proposals_accepted += confirmed
-        self.metrics.rows_wasted += offered - confirmed
-        self.metrics.accepted_entropy.observe_many(step.scores.entropy[rows[: confirmed + 1]])
         seat = step.scored.seats[rows[0]]
         # Proposals that no round of drafts made tell nothing about drafts.
-        if self.table.is_auto[seat] and self.table.round_width[seat] > 0:
+        by_canvas = bool(self.table.round_width[seat] > 0)
+        self.metrics.observe_round(offered=offered, confirmed=confirmed, by_canvas=by_canvas)
+        self.metrics.accepted_entropy.observe_many(step.scores.entropy[rows[: confirmed + 1]])
+        if self.table.is_auto[seat] and by_canvas:
             self._rounds.append((int(rows[0]), offered, confirmed))
 
     def _report_rounds(self, step: _Step) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from sampler.border.errors import RequestError
+from sampler.border.knob_ranges import MAX_ENTROPY_BOUND, MAX_FACTOR, MAX_MARGIN
 from sampler.border.request import DecodingMode, DecodingParams, SamplingParams
 from sampler.state.acceptance import RULES, Preference, Rule
 from sampler.state.latent_knobs import Branches, LatentKnobs, resolve_latent
@@ -279,14 +280,13 @@ def _implied_rule(params: DecodingParams) -> str | None:
 
 def _threshold(name: str, params: DecodingParams, rule: FamilyRule) -> float:
     _check_probability("confidence", params.confidence)
-    for knob in ("entropy_bound", "margin", "factor"):
-        value = {
-            "entropy_bound": params.entropy_bound,
-            "margin": params.margin,
-            "factor": params.factor,
-        }[knob]
-        if value is not None and not 0 <= value <= 1e3:
-            raise _refusal(knob, f"must be between 0 and 1000, got {value}")
+    for knob, value, most in (
+        ("entropy_bound", params.entropy_bound, MAX_ENTROPY_BOUND),
+        ("margin", params.margin, MAX_MARGIN),
+        ("factor", params.factor, MAX_FACTOR),
+    ):
+        if value is not None and not 0 <= value <= most:
+            raise _refusal(knob, f"must be between 0 and {most:g}, got {value}")
     match name:
         case "entropy_bound" | "entropy_distance":
             return _or(params.entropy_bound, rule.acceptance.entropy_bound, DEFAULT_ENTROPY_BOUND)

@@ -5,6 +5,7 @@ thread, and llguidance bounds its own work.
 """
 
 import json
+from collections.abc import Iterator
 from functools import lru_cache
 
 from llguidance import LLMatcher
@@ -31,19 +32,15 @@ _ANY_OBJECT = GrammarSpec(GrammarKind.JSON_SCHEMA, '{"type":"object"}')
 
 def grammar_of(body: SamplingBody, info: ModelInfo) -> GrammarSpec | None:
     """The grammar that a body asks for; raises ApiError for one that cannot be honoured."""
-    from_format = _of_response_format(body)
-    from_outputs = None
+    found = [*filter(None, (_of_response_format(body), *_of_guides(body)))]
     if body.structured_outputs is not None:
-        from_outputs = _of_structured_outputs(body.structured_outputs)
-    if from_format is not None and from_outputs is not None:
-        raise invalid(
-            "structured_outputs and response_format cannot both be given",
-            param="structured_outputs",
-        )
-    found = from_format or from_outputs
-    if found is None:
+        found.append(_of_structured_outputs(body.structured_outputs))
+    if not found:
         return None
-    spec, param = found
+    if len(found) > 1:
+        param = found[-1][1].partition(".")[0]
+        raise invalid(f"{param} cannot be combined with another format", param=param)
+    ((spec, param),) = found
     check_grammar(spec, info, param=param)
     return spec
 
@@ -101,7 +98,20 @@ def _of_response_format(body: SamplingBody) -> tuple[GrammarSpec, str] | None:
     return None
 
 
-def _of_structured_outputs(outputs: StructuredOutputs) -> tuple[GrammarSpec, str]:
+def _of_guides(body: SamplingBody) -> Iterator[tuple[GrammarSpec, str]]:
+    """The older names of what `structured_outputs` says."""
+    for name in ("json", "regex", "choice", "grammar"):
+        param = f"guided_{name}"
+        value = getattr(body, param)
+        if value is not None:
+            outputs = StructuredOutputs.model_validate({name: value})
+            yield _of_structured_outputs(outputs, named=param)
+
+
+def _of_structured_outputs(
+    outputs: StructuredOutputs, *, named: str | None = None
+) -> tuple[GrammarSpec, str]:
+    """The grammar and the name of its field, which is `named` where it has an older name."""
     given = [
         name
         for name in ("json_", "json_object", "regex", "choice", "grammar")
@@ -112,7 +122,7 @@ def _of_structured_outputs(outputs: StructuredOutputs) -> tuple[GrammarSpec, str
             "structured_outputs needs exactly one of json, json_object, regex, choice, grammar",
             param="structured_outputs",
         )
-    param = f"structured_outputs.{given[0].rstrip('_')}"
+    param = named or f"structured_outputs.{given[0].rstrip('_')}"
     if outputs.json_ is not None:
         return schema_grammar(_as_json(outputs.json_, param=param), param=param), param
     if outputs.regex is not None:

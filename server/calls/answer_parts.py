@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from server.calls.call_streams import BegunCall, ListedCallsReader, NamedCallReader, Streamed
 from server.calls.coded_calls import Schemas
+from server.calls.reasoning import ReasoningPart, ReasoningReader, ReasoningRules
 from server.calls.tool_calls import CalledTool, CallReader, ToolStyle, reader_of
 from server.schema.tools import NamedChoice
 
@@ -41,28 +42,78 @@ class ArgumentsPart:
     text: str
 
 
-StreamedPart = str | CallPart | ArgumentsPart
+WholePart = str | CallPart | ReasoningPart
+StreamedPart = WholePart | ArgumentsPart
+
+
+ForcedReader = NamedCallReader | ListedCallsReader
+
+
+def forced_reader(rules: CallRules | None) -> ForcedReader | None:
+    """The reader of an answer that a grammar holds to calls; None when the model may choose."""
+    if rules is not None and isinstance(rules.choice, NamedChoice):
+        return NamedCallReader(rules.choice.function.name)
+    return ListedCallsReader() if rules is not None and rules.choice == "required" else None
+
+
+class FoldedReader:
+    """Forced calls that are given when the answer is complete; one that was cut keeps its part."""
+
+    def __init__(self, streamed: ForcedReader) -> None:
+        self._streamed = streamed
+        self._calls: list[BegunCall] = []
+
+    def feed(self, text: str) -> list[str | CalledTool]:
+        """Keep what the text says of calls."""
+        for part in self._streamed.feed(text):
+            if isinstance(part, BegunCall):
+                self._calls.append(part)
+            else:
+                begun = self._calls[-1]
+                self._calls[-1] = BegunCall(begun.name, begun.arguments + part.text)
+        return []
+
+    def finish(self) -> list[str | CalledTool]:
+        """Give every call that had begun."""
+        return [CalledTool(call.name, call.arguments) for call in self._calls]
 
 
 class PartReader:
     """Takes one answer's text as it comes; without rules all of it is content."""
 
-    def __init__(self, rules: CallRules | None) -> None:
+    def __init__(self, rules: CallRules | None, reasoning: ReasoningRules | None = None) -> None:
+        self._reasoning = None if reasoning is None else ReasoningReader(reasoning)
         self._is_single = rules is not None and rules.is_single
         self._reader: CallReader | None = None
-        if rules is not None:
-            self._reader = reader_of(rules.style, rules.choice, rules.schemas)
+        forced = forced_reader(rules)
+        if forced is not None:
+            self._reader = FoldedReader(forced)
+        elif rules is not None:
+            self._reader = reader_of(rules.style, rules.schemas)
         self.num_calls = 0
 
-    def feed(self, text: str) -> list[str | CallPart]:
-        """Content and calls that the text completes."""
+    def feed(self, text: str) -> list[WholePart]:
+        """Content, reasoning and calls that the text completes."""
+        if self._reasoning is None:
+            return [*self._read(text)]
+        return self._behind(self._reasoning.feed(text))
+
+    def finish(self) -> list[WholePart]:
+        """What was held back until the end of the answer."""
+        parts = [] if self._reasoning is None else self._behind(self._reasoning.finish())
+        return parts if self._reader is None else [*parts, *self._numbered(self._reader.finish())]
+
+    def _behind(self, told: list[str | ReasoningPart]) -> list[WholePart]:
+        """Reasoning as it is, and what the rest says."""
+        parts: list[WholePart] = []
+        for part in told:
+            parts += [part] if isinstance(part, ReasoningPart) else self._read(part)
+        return parts
+
+    def _read(self, text: str) -> list[str | CallPart]:
         if self._reader is None:
             return [text] if text else []
         return self._numbered(self._reader.feed(text))
-
-    def finish(self) -> list[str | CallPart]:
-        """What was held back until the end of the answer."""
-        return [] if self._reader is None else self._numbered(self._reader.finish())
 
     def _numbered(self, found: list[str | CalledTool]) -> list[str | CallPart]:
         parts: list[str | CallPart] = []
@@ -82,14 +133,10 @@ class StreamedPartReader:
     known whether they are calls.
     """
 
-    def __init__(self, rules: CallRules | None) -> None:
+    def __init__(self, rules: CallRules | None, reasoning: ReasoningRules | None = None) -> None:
         self._is_single = rules is not None and rules.is_single
-        self._whole = PartReader(rules)
-        self._forced: NamedCallReader | ListedCallsReader | None = None
-        if rules is not None and isinstance(rules.choice, NamedChoice):
-            self._forced = NamedCallReader(rules.choice.function.name)
-        elif rules is not None and rules.choice == "required":
-            self._forced = ListedCallsReader()
+        self._whole = PartReader(rules, reasoning)
+        self._forced = forced_reader(rules)
         self._num_begun = 0
 
     @property
@@ -112,9 +159,6 @@ class StreamedPartReader:
     def _numbered(self, found: Sequence[Streamed]) -> list[StreamedPart]:
         parts: list[StreamedPart] = []
         for part in found:
-            if isinstance(part, str):
-                parts.append(part)
-                continue
             self._num_begun += isinstance(part, BegunCall)
             index = self._num_begun - 1
             if index and self._is_single:

@@ -30,7 +30,7 @@ class MoreArguments:
     text: str
 
 
-Streamed = BegunCall | MoreArguments | str
+Streamed = BegunCall | MoreArguments
 
 
 class NamedCallReader:
@@ -60,7 +60,6 @@ class ListedCallsReader:
     def __init__(self) -> None:
         self._held = ""
         self._scanner: _ObjectScanner | None = None
-        self._has_called = False
 
     def feed(self, text: str) -> Sequence[Streamed]:
         """What of the calls can be told by now."""
@@ -71,8 +70,8 @@ class ListedCallsReader:
         return parts
 
     def finish(self) -> Sequence[Streamed]:
-        """The text when no call had begun before it was cut."""
-        return [] if self._has_called or not self._held else [self._held]
+        """Give nothing: what was cut before a call's name is no text for a client to read."""
+        return []
 
     def _go_on(self, parts: list[Streamed]) -> bool:
         """Move what is known to `parts`; whether another call may follow."""
@@ -82,7 +81,7 @@ class ListedCallsReader:
         if begin is None:
             return False
         self._held = self._held[begin.end() :]
-        self._scanner, self._has_called = _ObjectScanner(), True
+        self._scanner = _ObjectScanner()
         return self._pass_on(parts, str(json.loads(begin[1])))
 
     def _pass_on(self, parts: list[Streamed], name: str | None) -> bool:

@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from sampler import GrammarSpec
 from server.calls.answer_grammar import schema_grammar
 from server.calls.coded_calls import Schemas, read_coded
+from server.calls.marks import overlap
 from server.schema.tools import NamedChoice, Tool
 
 _ANY_ARGUMENTS: dict[str, JsonValue] = {"type": "object"}
@@ -85,15 +86,11 @@ class CallReader(Protocol):
         ...
 
 
-def reader_of(style: ToolStyle, choice: NamedChoice | str, schemas: Schemas) -> CallReader:
-    """The reader for a style, or for what a forced choice makes the model write.
+def reader_of(style: ToolStyle, schemas: Schemas) -> CallReader:
+    """The reader for calls that a model makes by itself, in its style.
 
     schemas: of the functions' arguments, by name
     """
-    if isinstance(choice, NamedChoice):
-        return WholeTextReader(lambda text: [CalledTool(choice.function.name, text)])
-    if choice == "required":
-        return WholeTextReader(_read_calls)
     if style in (ToolStyle.LISTED, ToolStyle.ARGUED):
         return MarkedReader(CALL_MARKS[ToolStyle.LISTED][0], None, _read_argued)
     if style is ToolStyle.ENCLOSED:
@@ -143,25 +140,6 @@ class ReadCalls(Protocol):
         ...
 
 
-class WholeTextReader:
-    """Nothing but calls: they are read when the answer is complete."""
-
-    def __init__(self, read: ReadCalls) -> None:
-        self._read = read
-        self._text: list[str] = []
-
-    def feed(self, text: str) -> list[str | CalledTool]:
-        """Keep the text."""
-        self._text.append(text)
-        return []
-
-    def finish(self) -> list[str | CalledTool]:
-        """The calls, or the text when the answer was cut before it became one."""
-        text = "".join(self._text)
-        calls = self._read(text) if _is_json(text) else None
-        return [*calls] if calls else [text] if text else []
-
-
 class MarkedReader:
     """Content until a mark; behind it calls, up to the closing mark or the end of the answer."""
 
@@ -201,7 +179,7 @@ class MarkedReader:
         if mark:
             content, self._held, self._in_call = before.rstrip(), after, True
         else:
-            content = before[: len(before) - _overlap(before, self._opening)].rstrip()
+            content = before[: len(before) - overlap(before, self._opening)].rstrip()
             self._held = before[len(content) :]
         if content:
             parts.append(content)
@@ -309,14 +287,6 @@ def _is_json(text: str) -> bool:
 
 def _is_object(text: str) -> bool:
     return text.strip().startswith("{") and _is_json(text)
-
-
-def _overlap(text: str, mark: str) -> int:
-    """Characters at the end of the text that could be the beginning of the mark."""
-    for length in range(min(len(mark) - 1, len(text)), 0, -1):
-        if mark.startswith(text[-length:]):
-            return length
-    return 0
 
 
 def tool_values(tools: Sequence[Tool]) -> list[dict[str, JsonValue]]:

@@ -10,7 +10,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.error_responses import ErrorAnswer, error_response
 
 # Probes and scrapers bring no key; the page asks its user for one.
-OPEN_PATHS = frozenset({"/", "/livez", "/health", "/ready", "/version", "/load", "/metrics"})
+OPEN_PATHS = frozenset(
+    {"/", "/livez", "/health", "/ping", "/ready", "/version", "/load", "/metrics"}
+)
 
 _REFUSED = ErrorAnswer(
     401,

@@ -22,7 +22,7 @@ faults = logging.getLogger(__name__)
 CLIENT_CLOSED = 499
 _REQUEST_ID = re.compile(f"[A-Za-z0-9._-]{{1,{MAX_REQUEST_ID_CHARACTERS}}}")
 # Asked for every few seconds by machines; in the log they would bury the rest.
-_QUIET_ROUTES = frozenset({"/livez", "/health", "/ready", "/load", "/metrics"})
+_QUIET_ROUTES = frozenset({"/livez", "/health", "/ping", "/ready", "/load", "/metrics"})
 
 
 class Observe:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from sampler import FinishReason
 from server.calls.answer_parts import ArgumentsPart, CallPart, StreamedPart, StreamedPartReader
+from server.calls.reasoning import ReasoningPart
 from server.error_responses import ErrorAnswer
 from server.replies.reply_format import (
     ChunkWriter,
@@ -13,7 +14,7 @@ from server.replies.reply_format import (
     chunk_json,
     finite,
     prompt_logprobs,
-    token_text,
+    shown_token,
     trace_bodies,
 )
 from server.replies.running_answers import ChoicePiece
@@ -58,13 +59,19 @@ class ChatReply:
         self._writer = ChunkWriter(body.stream_options, count)
         self._decoding = DecodingWriter(body.decoding, tokenizer)
         self._wants_trace = body.decoding is not None and body.decoding.trace
-        self._readers = [StreamedPartReader(translated.call_rules) for _ in range(translated.n)]
+        rules = translated.call_rules
+        self._is_forced = rules is not None and rules.choice != "auto"
+        self._tells_of_tokens = rules is None or body.logprobs or body.return_token_ids
+        self._readers = [
+            StreamedPartReader(rules, translated.reasoning) for _ in range(translated.n)
+        ]
 
     def begin(self) -> bytes:
         """One chunk for each answer that names the role."""
         chunks = []
         for index in range(self._translated.n):
-            chunk = self._chunk(index, MessageDelta(role="assistant", content=""))
+            content = None if self._is_forced else ""
+            chunk = self._chunk(index, MessageDelta(role="assistant", content=content))
             if index == 0 and self._body.return_token_ids:
                 chunk = chunk.model_copy(update={"prompt_token_ids": self._prompt_ids()})
             chunks.append(chunk)
@@ -78,8 +85,10 @@ class ChatReply:
         if piece.finish is not None:
             deltas += _deltas(reader.finish())
         extras = self._extras(choice)
-        if not deltas and (piece.tokens or extras):
-            deltas = [MessageDelta(content="")]
+        if not deltas and (extras or (piece.tokens and self._tells_of_tokens)):
+            # Text that may yet be a call is held back; what else there is to say is not.
+            may_call = self._translated.call_rules is not None
+            deltas = [MessageDelta() if may_call else MessageDelta(content="")]
         chunks = [
             self._chunk(choice.index, delta, tokens=() if number else piece.tokens)
             for number, delta in enumerate(deltas)
@@ -205,7 +214,9 @@ class ChatReply:
 
     def _alternative(self, token_id: int, logprob: float) -> AlternativeLogprob:
         return AlternativeLogprob(
-            token=token_text(self._tokenizer, token_id),
+            token=shown_token(
+                self._tokenizer, token_id, as_id=self._body.return_tokens_as_token_ids
+            ),
             logprob=finite(logprob),
             bytes=list(self._tokenizer.token_bytes(token_id)),
         )
@@ -221,6 +232,8 @@ def _deltas(parts: Sequence[StreamedPart]) -> list[MessageDelta]:
 def _delta(part: StreamedPart) -> MessageDelta:
     if isinstance(part, str):
         return MessageDelta(content=part)
+    if isinstance(part, ReasoningPart):
+        return MessageDelta(reasoning_content=part.text)
     if isinstance(part, ArgumentsPart):
         more = CalledFunctionText(arguments=part.text)
         return MessageDelta(tool_calls=[ToolCallDelta(index=part.index, function=more)])
@@ -246,8 +259,11 @@ def _message(parts: Sequence[StreamedPart]) -> AnsweredMessage:
         for part in parts
         if isinstance(part, CallPart)
     ]
-    if not calls:
-        return AnsweredMessage(role="assistant", content=content, refusal=None)
-    return AnsweredMessage(
-        role="assistant", content=content or None, refusal=None, tool_calls=calls
-    )
+    message = AnsweredMessage(role="assistant", content=content, refusal=None)
+    extras: dict[str, object] = {}
+    if calls:
+        extras |= {"content": content or None, "tool_calls": calls}
+    reasoning = "".join(part.text for part in parts if isinstance(part, ReasoningPart))
+    if reasoning:
+        extras["reasoning_content"] = reasoning
+    return message.model_copy(update=extras)

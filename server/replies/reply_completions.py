@@ -12,6 +12,7 @@ from server.replies.reply_format import (
     chunk_json,
     finite,
     prompt_logprobs,
+    shown_token,
     token_text,
     trace_bodies,
 )
@@ -205,7 +206,7 @@ class CompletionReply:
     def _append(
         self, lists: CompletionLogprobs, token_id: int, entry: TokenLogprob | None, offset: int
     ) -> None:
-        lists.tokens.append(token_text(self._tokenizer, token_id))
+        lists.tokens.append(self._shown(token_id))
         lists.text_offset.append(offset)
         lists.token_logprobs.append(None if entry is None else finite(entry.logprob))
         if lists.top_logprobs is None:
@@ -214,11 +215,14 @@ class CompletionReply:
             lists.top_logprobs.append(None)
             return
         # The token itself is always among them, as those who look for greedy answers expect.
-        top = {token_text(self._tokenizer, token_id): finite(entry.logprob)}
+        top = {self._shown(token_id): finite(entry.logprob)}
         for alternative, logprob in entry.top:
             # Of tokens that look alike, such as halves of characters, the likeliest stays.
-            top.setdefault(token_text(self._tokenizer, alternative), finite(logprob))
+            top.setdefault(self._shown(alternative), finite(logprob))
         lists.top_logprobs.append(top)
+
+    def _shown(self, token_id: int) -> str:
+        return shown_token(self._tokenizer, token_id, as_id=self._body.return_tokens_as_token_ids)
 
 
 def best(candidates: Sequence[Answer], n: int) -> list[Answer]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from sampler import Frame, TokenLogprob
 from server.error_responses import ErrorAnswer, error_body
 from server.replies.event_stream import DONE, KEEP_ALIVE, event
-from server.replies.running_answers import Answers, ChoicePiece
+from server.replies.running_answers import ChoicePiece, RunningAnswers
 from server.replies.usage import UsageCount
 from server.schema.common import (
     DecodingBody,
@@ -101,7 +101,12 @@ class ChunkWriter:
 
 
 async def write_events(
-    answers: Answers, reply: Reply, count: UsageCount, *, num_choices: int, keep_alive_s: float
+    answers: RunningAnswers,
+    reply: Reply,
+    count: UsageCount,
+    *,
+    num_choices: int,
+    keep_alive_s: float,
 ) -> AsyncIterator[bytes]:
     """The bytes of a stream, to its end."""
     if beginning := reply.begin():
@@ -126,6 +131,11 @@ async def write_events(
 def token_text(tokenizer: Tokenizer, token_id: int) -> str:
     """A token's text; bytes that are no character by themselves become U+FFFD."""
     return tokenizer.token_bytes(token_id).decode("utf-8", errors="replace")
+
+
+def shown_token(tokenizer: Tokenizer, token_id: int, *, as_id: bool | None) -> str:
+    """A token as log-probabilities name it: its text, or `token_id:` and its number."""
+    return f"token_id:{token_id}" if as_id else token_text(tokenizer, token_id)
 
 
 def finite(logprob: float) -> float:

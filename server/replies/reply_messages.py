@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 
 from sampler import FinishReason
-from server.calls.answer_parts import CallPart, PartReader
+from server.calls.answer_parts import CallPart, PartReader, WholePart
+from server.calls.reasoning import ReasoningPart
 from server.error_responses import ErrorAnswer
 from server.replies.event_stream import named_event
 from server.replies.reply_format import ReplyFacts
@@ -23,9 +24,10 @@ class MessagesReply:
     def __init__(self, translated: Translated, facts: ReplyFacts, count: UsageCount) -> None:
         self._facts = facts
         self._count = count
-        self._reader = PartReader(translated.call_rules)
+        self._reader = PartReader(translated.call_rules, translated.reasoning)
         self._num_blocks = 0
-        self._is_text_open = False
+        # The type of the block that is open: text or thinking.
+        self._open: str | None = None
         self._stop_reason: str | None = None
         self._stop_sequence: str | None = None
 
@@ -55,39 +57,34 @@ class MessagesReply:
     def whole(self, answers: Sequence[Answer]) -> str:
         """The whole answer."""
         answer = answers[0]
-        blocks: list[Json] = []
-        text: list[str] = []
-        for part in [*self._reader.feed(answer.text), *self._reader.finish()]:
-            if isinstance(part, str):
-                text.append(part)
-                continue
-            if text:
-                blocks.append({"type": "text", "text": "".join(text)})
-                text = []
-            blocks.append(_tool_use(part))
-        if text or not blocks:
-            blocks.append({"type": "text", "text": "".join(text)})
+        blocks = [
+            _tool_use(part) if isinstance(part, CallPart) else part
+            for part in _merged([*self._reader.feed(answer.text), *self._reader.finish()])
+        ]
+        if not any(block["type"] != "thinking" for block in blocks):
+            blocks.append({"type": "text", "text": ""})
         self._stop(answer.finish or FinishReason.STOP, answer.stop_reason)
-        return json.dumps(self._message(blocks), ensure_ascii=False)
+        return json.dumps(self._message([*blocks]), ensure_ascii=False)
 
-    def _part(self, part: str | CallPart) -> bytes:
-        if isinstance(part, str):
-            opened = b""
-            if not self._is_text_open:
-                self._is_text_open = True
-                opened = self._block("start", content_block={"type": "text", "text": ""})
-            return opened + self._block("delta", delta={"type": "text_delta", "text": part})
-        written = self._close_text()
-        written += self._block("start", content_block=_tool_use(part) | {"input": {}})
-        written += self._block(
-            "delta", delta={"type": "input_json_delta", "partial_json": part.arguments}
-        )
-        return written + self._stop_block()
+    def _part(self, part: WholePart) -> bytes:
+        if isinstance(part, CallPart):
+            written = self._close_text()
+            written += self._block("start", content_block=_tool_use(part) | {"input": {}})
+            delta: Fields = {"type": "input_json_delta", "partial_json": part.arguments}
+            return written + self._block("delta", delta=delta) + self._stop_block()
+        block = _text_block(part)
+        kind = str(block["type"])
+        opened = b""
+        if self._open != kind:
+            opened = self._close_text()
+            self._open = kind
+            opened += self._block("start", content_block=block | {kind: ""})
+        return opened + self._block("delta", delta={"type": f"{kind}_delta", kind: block[kind]})
 
     def _close_text(self) -> bytes:
-        if not self._is_text_open:
+        if self._open is None:
             return b""
-        self._is_text_open = False
+        self._open = None
         return self._stop_block()
 
     def _stop_block(self) -> bytes:
@@ -127,6 +124,27 @@ class MessagesReply:
             "cache_creation_input_tokens": 0,
             "output_tokens": usage.completion_tokens,
         }
+
+
+def _text_block(part: str | ReasoningPart) -> Fields:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    # Nothing is signed: this server takes no reasoning back.
+    return {"type": "thinking", "thinking": part.text, "signature": ""}
+
+
+def _merged(parts: Sequence[WholePart]) -> list[Fields | CallPart]:
+    """Calls, and one block for each run of text or of reasoning."""
+    merged: list[Fields | CallPart] = []
+    for part in parts:
+        block = part if isinstance(part, CallPart) else _text_block(part)
+        last = merged[-1] if merged else None
+        if isinstance(block, dict) and isinstance(last, dict) and last["type"] == block["type"]:
+            kind = str(block["type"])
+            last[kind] = f"{last[kind]}{block[kind]}"
+        else:
+            merged.append(block)
+    return merged
 
 
 def _tool_use(part: CallPart) -> Fields:

@@ -5,7 +5,8 @@ import uuid
 from collections.abc import Sequence
 
 from sampler import FinishReason
-from server.calls.answer_parts import CallPart, PartReader
+from server.calls.answer_parts import CallPart, PartReader, WholePart
+from server.calls.reasoning import ReasoningPart
 from server.error_responses import ErrorAnswer
 from server.replies.event_stream import named_event
 from server.replies.reply_format import ReplyFacts
@@ -28,9 +29,11 @@ class ResponsesReply:
         self._body = body
         self._facts = facts
         self._count = count
-        self._reader = PartReader(translated.call_rules)
+        self._params = translated.requests[0].params
+        self._reader = PartReader(translated.call_rules, translated.reasoning)
         self._items: list[Item] = []
         self._open_text: list[str] | None = None
+        self._open_reasoning: list[str] | None = None
         self._finish = FinishReason.STOP
         self._num_events = 0
 
@@ -49,7 +52,7 @@ class ResponsesReply:
             parts += self._reader.finish()
         written = [self._part(part) for part in parts]
         if choice.piece.finish is not None:
-            written.append(self._close_message())
+            written += [self._close_reasoning(), self._close_message()]
         return b"".join(written)
 
     def end(self) -> bytes:
@@ -67,22 +70,46 @@ class ResponsesReply:
         self._finish = answer.finish or FinishReason.STOP
         for part in [*self._reader.feed(answer.text), *self._reader.finish()]:
             self._part(part)
+        self._close_reasoning()
         self._close_message()
         return json.dumps(self._response(self._status()), ensure_ascii=False)
 
-    def _part(self, part: str | CallPart) -> bytes:
+    def _part(self, part: WholePart) -> bytes:
+        if isinstance(part, ReasoningPart):
+            return self._think(part.text)
         if isinstance(part, CallPart):
-            return self._close_message() + self._call(part)
-        opened = b""
+            return self._close_reasoning() + self._close_message() + self._call(part)
+        opened = self._close_reasoning()
         if self._open_text is None:
             self._open_text = []
             item = _message(f"msg_{uuid.uuid4().hex}", "in_progress", [])
             self._items.append(item)
-            opened = self._item_event("added", item) + self._content_event(
+            opened += self._item_event("added", item) + self._content_event(
                 "content_part.added", part=_output_text("")
             )
         self._open_text.append(part)
         return opened + self._content_event("output_text.delta", delta=part, logprobs=[])
+
+    def _think(self, text: str) -> bytes:
+        opened = b""
+        if self._open_reasoning is None:
+            self._open_reasoning = []
+            item = _reasoning(f"rs_{uuid.uuid4().hex}", "in_progress", [])
+            self._items.append(item)
+            opened = self._item_event("added", item)
+        self._open_reasoning.append(text)
+        return opened + self._content_event("reasoning_text.delta", delta=text)
+
+    def _close_reasoning(self) -> bytes:
+        if self._open_reasoning is None:
+            return b""
+        text = "".join(self._open_reasoning)
+        content: list[Json] = [{"type": "reasoning_text", "text": text}]
+        item = _reasoning(str(self._items[-1]["id"]), "completed", content)
+        written = self._content_event("reasoning_text.done", text=text)
+        self._items[-1] = item
+        self._open_reasoning = None
+        return written + self._item_event("done", item)
 
     def _close_message(self) -> bytes:
         if self._open_text is None:
@@ -165,7 +192,7 @@ class ResponsesReply:
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
-            "temperature": 1.0 if body.temperature is None else body.temperature,
+            "temperature": self._params.temperature,
             "text": {
                 "format": {"type": "text"}
                 if format_ is None
@@ -177,7 +204,7 @@ class ResponsesReply:
                 else body.tool_choice or "auto"
             ),
             "tools": [_tool(tool.model_dump()) for tool in body.tools or ()],
-            "top_p": 1.0 if body.top_p is None else body.top_p,
+            "top_p": self._params.top_p,
             "truncation": "disabled",
             "usage": None if status == "in_progress" else self._usage(),
         }
@@ -200,6 +227,16 @@ def _message(item_id: str, status: str, content: list[Json]) -> Item:
         "id": item_id,
         "status": status,
         "role": "assistant",
+        "content": content,
+    }
+
+
+def _reasoning(item_id: str, status: str, content: list[Json]) -> Item:
+    return {
+        "type": "reasoning",
+        "id": item_id,
+        "status": status,
+        "summary": [],
         "content": content,
     }
 

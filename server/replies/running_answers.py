@@ -26,7 +26,7 @@ class ChoicePiece:
     piece: Piece
 
 
-class Answers:
+class RunningAnswers:
     """Submits requests when made and gives their pieces as they come.
 
     Whoever makes one calls `close` in the end, on every path: it cancels what still runs.

@@ -13,7 +13,7 @@ from server.replies.reply_format import ReplyFacts
 from server.replies.usage import UsageCount
 from server.schema.chat import ChatBody, ChatCompletion
 from server.state import ServerState, server_state
-from server.translate.model_text import ModelTools
+from server.translate.model_text import ServedModel
 from server.translate.requests import Translated, translate_chat
 
 router = APIRouter()
@@ -27,11 +27,11 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a conversation."""
 
-    def translate(tools: ModelTools, id: str, now_s: float) -> Translated:
-        return translate_chat(read.value, tools, id=id, now_s=now_s)
+    def translate(model: ServedModel, id: str, now_s: float) -> Translated:
+        return translate_chat(read.value, model, id=id, now_s=now_s)
 
     def make_reply(translated: Translated, facts: ReplyFacts, count: UsageCount) -> ChatReply:
-        return ChatReply(read.value, translated, facts, count, tokenizer=state.tokenizer)
+        return ChatReply(read.value, translated, facts, count, tokenizer=state.text.tokenizer)
 
     return await generate(
         http, state, Asked.of(read, "chatcmpl"), translate=translate, make_reply=make_reply

@@ -13,7 +13,7 @@ from server.replies.reply_format import ReplyFacts
 from server.replies.usage import UsageCount
 from server.schema.completions import Completion, CompletionBody
 from server.state import ServerState, server_state
-from server.translate.model_text import ModelTools
+from server.translate.model_text import ServedModel
 from server.translate.requests import Translated, translate_completion
 
 router = APIRouter()
@@ -27,11 +27,11 @@ async def create_completion(
 ) -> Response:
     """Complete texts."""
 
-    def translate(tools: ModelTools, id: str, now_s: float) -> Translated:
-        return translate_completion(read.value, tools, id=id, now_s=now_s)
+    def translate(model: ServedModel, id: str, now_s: float) -> Translated:
+        return translate_completion(read.value, model, id=id, now_s=now_s)
 
     def make_reply(translated: Translated, facts: ReplyFacts, count: UsageCount) -> CompletionReply:
-        return CompletionReply(read.value, translated, facts, count, tokenizer=state.tokenizer)
+        return CompletionReply(read.value, translated, facts, count, tokenizer=state.text.tokenizer)
 
     return await generate(
         http, state, Asked.of(read, "cmpl"), translate=translate, make_reply=make_reply

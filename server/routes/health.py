@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from server.error_responses import unavailable
 from server.openapi import ERROR_RESPONSES
-from server.state import ServerState, package_version, server_state
+from server.state import ServerState, server_state
+from server.version import package_version
 
 router = APIRouter(responses=ERROR_RESPONSES)
 
@@ -53,6 +54,13 @@ async def health(state: State) -> Status:
     """Whether the engine runs and gets on with its work."""
     _check_engine(state)
     return Status(status="ok")
+
+
+@router.post("/ping", include_in_schema=False)
+@router.get("/ping")
+async def ping(state: State) -> Status:
+    """Say the same as `/health`, where platforms that run containers ask for it."""
+    return await health(state)
 
 
 @router.head("/ready", include_in_schema=False)

@@ -16,7 +16,7 @@ from server.replies.usage import UsageCount
 from server.schema.messages import CountBody, MessagesBody
 from server.state import ServerState, server_state
 from server.translate.as_chat import chat_of_messages
-from server.translate.model_text import ModelTools
+from server.translate.model_text import ServedModel
 from server.translate.requests import Translated, count_chat_tokens, translate_chat
 
 router = APIRouter()
@@ -38,8 +38,8 @@ async def create_message(
     body = read.value
     chat = chat_of_messages(body)
 
-    def translate(tools: ModelTools, id: str, now_s: float) -> Translated:
-        return translate_chat(chat, tools, id=id, now_s=now_s)
+    def translate(model: ServedModel, id: str, now_s: float) -> Translated:
+        return translate_chat(chat, model, id=id, now_s=now_s)
 
     asked = Asked("msg", body.model, bool(body.stream), read.ignored, body.timeout)
     return await generate(http, state, asked, translate=translate, make_reply=_make_reply)
@@ -53,7 +53,7 @@ async def count_message_tokens(
     """Count the tokens of a conversation."""
     state.check_model(read.value.model)
     chat = chat_of_messages(read.value)
-    count = await run_in_threadpool(count_chat_tokens, chat, state.tools)
+    count = await run_in_threadpool(count_chat_tokens, chat, state.model)
     return TokenCount(input_tokens=count)
 
 

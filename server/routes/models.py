@@ -33,4 +33,5 @@ def _card(state: ServerState, name: str) -> ModelCard:
         max_model_len=info.context_length,
         family=info.family,
         decoding_modes=list(info.modes),
+        default_sampling=state.model.default_sampling,
     )

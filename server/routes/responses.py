@@ -14,7 +14,7 @@ from server.replies.usage import UsageCount
 from server.schema.responses import ResponsesBody
 from server.state import ServerState, server_state
 from server.translate.as_chat import chat_of_responses
-from server.translate.model_text import ModelTools
+from server.translate.model_text import ServedModel
 from server.translate.requests import Translated, translate_chat
 
 router = APIRouter()
@@ -30,8 +30,8 @@ async def create_response(
     body = read.value
     chat = chat_of_responses(body)
 
-    def translate(tools: ModelTools, id: str, now_s: float) -> Translated:
-        return translate_chat(chat, tools, id=id, now_s=now_s)
+    def translate(model: ServedModel, id: str, now_s: float) -> Translated:
+        return translate_chat(chat, model, id=id, now_s=now_s)
 
     def make_reply(translated: Translated, facts: ReplyFacts, count: UsageCount) -> ResponsesReply:
         return ResponsesReply(body, translated, facts, count)

@@ -12,7 +12,7 @@ from server.replies.reply_format import token_text
 from server.schema.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized
 from server.state import ServerState, server_state
 from server.translate.chat_prompt import render_chat
-from server.translate.model_text import ModelTools
+from server.translate.model_text import ServedModel
 from server.translate.plain_text import encode_marked
 
 router = APIRouter()
@@ -25,7 +25,7 @@ async def tokenize(
 ) -> Tokenized:
     """Cut a text, or a conversation behind the chat template, into tokens."""
     state.check_model(read.value.model)
-    return await run_in_threadpool(_tokenize, read.value, state.tools)
+    return await run_in_threadpool(_tokenize, read.value, state.model)
 
 
 @router.post("/detokenize", **describe(DetokenizeBody, Detokenized))
@@ -35,10 +35,10 @@ async def detokenize(
 ) -> Detokenized:
     """Turn tokens into text."""
     state.check_model(read.value.model)
-    return await run_in_threadpool(_detokenize, read.value, state.tools)
+    return await run_in_threadpool(_detokenize, read.value, state.model)
 
 
-def _tokenize(body: TokenizeBody, tools: ModelTools) -> Tokenized:
+def _tokenize(body: TokenizeBody, model: ServedModel) -> Tokenized:
     if (body.prompt is None) == (body.messages is None):
         raise invalid("give either prompt or messages", param="prompt")
     if body.messages is None:
@@ -47,7 +47,7 @@ def _tokenize(body: TokenizeBody, tools: ModelTools) -> Tokenized:
         continues = bool(body.continue_final_message)
         text = render_chat(
             body.messages,
-            tools,
+            model,
             add_generation_prompt=(
                 not continues if body.add_generation_prompt is None else body.add_generation_prompt
             ),
@@ -56,23 +56,23 @@ def _tokenize(body: TokenizeBody, tools: ModelTools) -> Tokenized:
         )
         adds_special = bool(body.add_special_tokens)
     if body.messages is None:
-        token_ids = tools.tokenizer.encode(text, add_special_tokens=adds_special)
+        token_ids = model.text.tokenizer.encode(text, add_special_tokens=adds_special)
     else:
-        token_ids = encode_marked(tools.tokenizer, text, add_special_tokens=adds_special)
+        token_ids = encode_marked(model.text.tokenizer, text, add_special_tokens=adds_special)
     answer = Tokenized(
-        count=len(token_ids), max_model_len=tools.info.context_length, tokens=token_ids
+        count=len(token_ids), max_model_len=model.info.context_length, tokens=token_ids
     )
     if not body.return_token_strs:
         return answer
-    texts = [token_text(tools.tokenizer, token_id) for token_id in token_ids]
+    texts = [token_text(model.text.tokenizer, token_id) for token_id in token_ids]
     return answer.model_copy(update={"token_strs": texts})
 
 
-def _detokenize(body: DetokenizeBody, tools: ModelTools) -> Detokenized:
+def _detokenize(body: DetokenizeBody, model: ServedModel) -> Detokenized:
     for index, token_id in enumerate(body.tokens):
-        if token_id >= tools.info.vocab_size:
+        if token_id >= model.info.vocab_size:
             raise invalid(
-                f"token ids must be below {tools.info.vocab_size}, got {token_id}",
+                f"token ids must be below {model.info.vocab_size}, got {token_id}",
                 param=f"tokens.{index}",
             )
-    return Detokenized(prompt=tools.tokenizer.decode(body.tokens, skip_special_tokens=False))
+    return Detokenized(prompt=model.text.tokenizer.decode(body.tokens, skip_special_tokens=False))

@@ -14,13 +14,14 @@ from server.schema.common import (
     Usage,
     content_tag,
 )
+from server.schema.media import TextOnly
 from server.schema.tools import ToolChoice, Tools
 
 
 class TextPart(Body):
     """A piece of a message's content; text is the only type this server reads."""
 
-    type: Literal["text"]
+    type: Annotated[Literal["text"], TextOnly]
     text: str
 
 
@@ -78,6 +79,9 @@ class ChatBody(SamplingBody):
     tool_choice: ToolChoice | None = Field(
         None, description="auto by default; required and a name hold the answer to the schemas."
     )
+    include_reasoning: bool | None = Field(
+        None, description="False leaves out what the model thinks before it answers."
+    )
     parallel_tool_calls: bool | None = Field(
         None, description="False: only the first call of an answer counts. True by default."
     )
@@ -124,6 +128,7 @@ class AnsweredMessage(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str | None
+    reasoning_content: str | None = None
     refusal: None = None
     tool_calls: list[AnsweredToolCall] | None = None
 
@@ -168,6 +173,7 @@ class MessageDelta(BaseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
 
 

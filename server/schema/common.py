@@ -13,11 +13,14 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    JsonValue,
     StringConstraints,
     Tag,
 )
 
+from sampler.border.knob_ranges import MAX_ENTROPY_BOUND, MAX_FACTOR, MAX_MARGIN
 from server.limits import (
+    MAX_BAD_WORDS,
     MAX_CACHE_SALT_CHARACTERS,
     MAX_CHOICES_PER_PROMPT,
     MAX_LOGIT_BIAS,
@@ -31,11 +34,18 @@ from server.limits import (
     MIN_TIMEOUT_S,
 )
 from server.schema.body import Body
-from server.schema.grammar import ResponseFormat, StructuredOutputs
+from server.schema.grammar import (
+    Choices,
+    GrammarText,
+    Pattern,
+    ResponseFormat,
+    StructuredOutputs,
+)
 from server.schema.numbers import Float32, Temperature
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 Timeout = Annotated[float, Field(ge=MIN_TIMEOUT_S, le=MAX_TIMEOUT_S)]
+BadWord = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
@@ -126,12 +136,18 @@ class DecodingBody(BaseModel):
         None, gt=0, le=1, description="Accept a draft with at least this probability."
     )
     entropy_bound: Float32 | None = Field(
-        None, ge=0, le=100, description="Nats of dependence allowed per step."
+        None,
+        ge=0,
+        le=MAX_ENTROPY_BOUND,
+        description="Nats of dependence allowed per step.",
     )
     margin: Float32 | None = Field(
-        None, ge=0, le=1, description="Accept a draft whose two best probabilities differ so much."
+        None,
+        ge=0,
+        le=MAX_MARGIN,
+        description="Accept a draft whose two best probabilities differ so much.",
     )
-    factor: Float32 | None = Field(None, gt=0, le=1000, description="The factor rule's f.")
+    factor: Float32 | None = Field(None, gt=0, le=MAX_FACTOR, description="The factor rule's f.")
     quota: int | None = Field(None, ge=1, le=1024, description="Tokens accepted per step.")
     steps: int | None = Field(None, ge=1, le=65536, description="Denoising steps of a schedule.")
     alpha_0: Float32 | None = Field(
@@ -221,17 +237,11 @@ class Prediction(Body):
         return "".join(part.text for part in self.content)
 
 
-class SamplingBody(Body):
-    """What chat and text completions have in common."""
+class TokenChoiceBody(Body):
+    """How tokens are chosen: what chat, text completions and responses have in common."""
 
-    model: str | None = Field(
-        None, max_length=512, description="A served model name; may be left out."
-    )
-    n: int | None = Field(
-        None, ge=1, le=MAX_CHOICES_PER_PROMPT, description="Answers per prompt; 1 by default."
-    )
     temperature: Temperature | None = Field(
-        None, ge=0, le=2, description="0 takes the most likely token; 1 by default."
+        None, ge=0, le=2, description="0 takes the most likely token; the model's own by default."
     )
     top_p: Float32 | None = Field(None, gt=0, le=1, description="Kept probability mass.")
     top_k: int | None = Field(
@@ -265,9 +275,6 @@ class SamplingBody(Body):
     allowed_token_ids: list[TokenId] | None = Field(
         None, min_length=1, description="Only these tokens may be drawn."
     )
-    prompt_logprobs: int | None = Field(
-        None, ge=0, le=MAX_LOGPROBS, description="Log-probabilities of the prompt's tokens."
-    )
     truncate_prompt_tokens: int | None = Field(
         None, ge=1, le=MAX_TOKENS, description="Keep only so many of the prompt's last tokens."
     )
@@ -275,12 +282,6 @@ class SamplingBody(Body):
     priority: int | None = Field(
         None, ge=-1_000_000, le=1_000_000, description="Lower runs first; 0 by default."
     )
-    return_token_ids: bool | None = Field(
-        None, description="Report the token ids of prompt and answer."
-    )
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     prediction: Prediction | None = Field(
         None, description="Text that the answer is likely to repeat; never changes the answer."
@@ -295,6 +296,44 @@ class SamplingBody(Body):
         None, description="Seconds after which the answer is given up with 504."
     )
     decoding: DecodingBody | None = None
+    bad_words: list[BadWord] | None = Field(
+        None, max_length=MAX_BAD_WORDS, description="Words of a single token, never drawn."
+    )
+    guided_json: dict[str, JsonValue] | str | None = Field(
+        None, description="The same as structured_outputs.json; an older name."
+    )
+    guided_regex: Pattern | None = Field(
+        None, description="The same as structured_outputs.regex; an older name."
+    )
+    guided_choice: Choices | None = Field(
+        None, description="The same as structured_outputs.choice; an older name."
+    )
+    guided_grammar: GrammarText | None = Field(
+        None, description="The same as structured_outputs.grammar; an older name."
+    )
+
+
+class SamplingBody(TokenChoiceBody):
+    """What chat and text completions have in common."""
+
+    model: str | None = Field(
+        None, max_length=512, description="A served model name; may be left out."
+    )
+    n: int | None = Field(
+        None, ge=1, le=MAX_CHOICES_PER_PROMPT, description="Answers per prompt; 1 by default."
+    )
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="Log-probabilities of the prompt's tokens."
+    )
+    return_token_ids: bool | None = Field(
+        None, description="Report the token ids of prompt and answer."
+    )
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    return_tokens_as_token_ids: bool | None = Field(
+        None, description="Write tokens in log-probabilities as token_id:NUMBER."
+    )
 
 
 class CompletionTokensDetails(BaseModel):

@@ -10,6 +10,10 @@ from server.schema.body import Body
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=MAX_REGEX_CHARACTERS)]
 GrammarText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_GRAMMAR_CHARACTERS)]
 
+Choices = Annotated[
+    list[Annotated[str, StringConstraints(min_length=1)]], Field(min_length=1, max_length=1024)
+]
+
 
 class NamedSchema(Body):
     """A JSON schema as `response_format` brings it; the answer always follows it strictly."""
@@ -78,7 +82,5 @@ class StructuredOutputs(Body):
     json_: dict[str, JsonValue] | str | None = Field(None, alias="json")
     json_object: bool | None = None
     regex: Pattern | None = None
-    choice: list[Annotated[str, StringConstraints(min_length=1)]] | None = Field(
-        None, min_length=1, max_length=1024
-    )
+    choice: Choices | None = None
     grammar: GrammarText | None = None

@@ -12,6 +12,7 @@ from server.limits import (
 )
 from server.schema.body import Body
 from server.schema.common import DecodingBody, StopString, Timeout
+from server.schema.media import TextOnly
 from server.schema.numbers import Float32, Temperature
 from server.schema.tools import ToolName
 
@@ -37,7 +38,7 @@ def _as_text_blocks(value: object) -> object:
 
 
 TextBlocks = Annotated[
-    list[TextBlock],
+    list[Annotated[TextBlock, TextOnly]],
     BeforeValidator(_as_text_blocks, json_schema_input_type=str | list[TextBlock]),
 ]
 
@@ -51,6 +52,12 @@ class ToolResultBlock(Body):
     is_error: bool | None = None
 
 
+class ThinkingBlock(Body):
+    """What the model thought earlier; taken back, and not shown to it again."""
+
+    type: Literal["thinking", "redacted_thinking"]
+
+
 def _block_tag(value: object) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else None
     return f"<{kind}>" if isinstance(kind, str) else None
@@ -59,15 +66,18 @@ def _block_tag(value: object) -> str | None:
 Block = Annotated[
     Annotated[TextBlock, Tag("<text>")]
     | Annotated[ToolUseBlock, Tag("<tool_use>")]
-    | Annotated[ToolResultBlock, Tag("<tool_result>")],
+    | Annotated[ToolResultBlock, Tag("<tool_result>")]
+    | Annotated[ThinkingBlock, Tag("<thinking>")]
+    | Annotated[ThinkingBlock, Tag("<redacted_thinking>")],
     Discriminator(
         _block_tag,
         custom_error_type="block_type",
-        custom_error_message="type must be text, tool_use or tool_result",
+        custom_error_message="type must be text, thinking, tool_use or tool_result",
     ),
 ]
 Blocks = Annotated[
-    list[Block], BeforeValidator(_as_text_blocks, json_schema_input_type=str | list[Block])
+    list[Annotated[Block, TextOnly]],
+    BeforeValidator(_as_text_blocks, json_schema_input_type=str | list[Block]),
 ]
 
 

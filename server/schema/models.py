@@ -11,6 +11,7 @@ class ModelCard(BaseModel):
     max_model_len:  prompt and answer together, in tokens
     root:           the model's own name, which an alias stands for
     decoding_modes: what `decoding.mode` may force
+    default_sampling: what a request that names none of these fields is answered with
     """
 
     id: str
@@ -21,6 +22,7 @@ class ModelCard(BaseModel):
     max_model_len: int
     family: str
     decoding_modes: list[str]
+    default_sampling: dict[str, float]
 
 
 class ModelList(BaseModel):

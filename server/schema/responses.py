@@ -10,17 +10,17 @@ from pydantic import (
     Tag,
 )
 
-from server.limits import MAX_LOGPROBS, MAX_MESSAGES, MAX_SEED, MAX_TOKENS
+from server.limits import MAX_LOGPROBS, MAX_MESSAGES, MAX_TOKENS, MAX_TOOLS
 from server.schema.body import Body
-from server.schema.common import DecodingBody, Timeout
-from server.schema.numbers import Float32, Temperature
-from server.schema.tools import ToolName
+from server.schema.common import TokenChoiceBody
+from server.schema.media import TextOnly
+from server.schema.tools import ToolName, choice_tag
 
 
 class InputText(Body):
     """A piece of a message, the model's own or the user's."""
 
-    type: Literal["input_text", "output_text"]
+    type: Annotated[Literal["input_text", "output_text"], TextOnly]
     text: str
 
 
@@ -59,6 +59,12 @@ class FunctionCallOutput(Body):
     output: InputContent
 
 
+class ReasoningItem(Body):
+    """What the model thought earlier; taken back, and not shown to it again."""
+
+    type: Literal["reasoning"]
+
+
 def _item_tag(value: object) -> str | None:
     kind = value.get("type", "message") if isinstance(value, dict) else None
     return f"<{kind}>" if isinstance(kind, str) else None
@@ -67,11 +73,13 @@ def _item_tag(value: object) -> str | None:
 InputItem = Annotated[
     Annotated[InputMessage, Tag("<message>")]
     | Annotated[FunctionCallItem, Tag("<function_call>")]
-    | Annotated[FunctionCallOutput, Tag("<function_call_output>")],
+    | Annotated[FunctionCallOutput, Tag("<function_call_output>")]
+    | Annotated[ReasoningItem, Tag("<reasoning>")],
     Discriminator(
         _item_tag,
         custom_error_type="item_type",
-        custom_error_message="type must be message, function_call or function_call_output",
+        custom_error_message="type must be message, reasoning, function_call or "
+        "function_call_output",
     ),
 ]
 
@@ -97,8 +105,12 @@ class FlatChoice(Body):
     name: str
 
 
-def _choice_tag(value: object) -> str:
-    return "<word>" if isinstance(value, str) else "<function>"
+class FlatAllowedChoice(Body):
+    """Only some of the functions may be called this time."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[FlatChoice] = Field(min_length=1, max_length=MAX_TOOLS)
 
 
 class TextFormat(Body):
@@ -116,7 +128,7 @@ class TextOptions(Body):
     format: TextFormat | None = None
 
 
-class ResponsesBody(Body):
+class ResponsesBody(TokenChoiceBody):
     """What a client sends to `/v1/responses`."""
 
     model: str | None = Field(None, max_length=512)
@@ -126,22 +138,17 @@ class ResponsesBody(Body):
     ] = Field(min_length=1, max_length=MAX_MESSAGES)
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
-    temperature: Temperature | None = Field(None, ge=0, le=2)
-    top_p: Float32 | None = Field(None, gt=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     stream: bool | None = None
     text: TextOptions | None = None
-    tools: list[FlatTool] | None = Field(None, max_length=128)
+    tools: list[FlatTool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: (
         Annotated[
             Annotated[Literal["none", "auto", "required"], Tag("<word>")]
-            | Annotated[FlatChoice, Tag("<function>")],
-            Discriminator(_choice_tag),
+            | Annotated[FlatChoice, Tag("<function>")]
+            | Annotated[FlatAllowedChoice, Tag("<allowed>")],
+            Discriminator(choice_tag),
         ]
         | None
     ) = None
     parallel_tool_calls: bool | None = None
-    seed: int | None = Field(None, ge=-MAX_SEED - 1, le=MAX_SEED)
-    top_k: int | None = Field(None, ge=-1, le=MAX_TOKENS)
-    timeout: Timeout | None = None
-    decoding: DecodingBody | None = None

@@ -24,6 +24,28 @@ def flag_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def add_model(parser: argparse.ArgumentParser, *, is_positional: bool = True) -> None:
+    """Add which model it is about, as an argument and as a flag, and `--print-config`."""
+    if is_positional:
+        parser.add_argument(
+            "model",
+            nargs="?",
+            default=argparse.SUPPRESS,
+            metavar="MODEL",
+            help="model folder, GGUF file or hub id; the embedded default model when left out",
+        )
+    parser.add_argument(
+        "--model",
+        dest="model",
+        default=argparse.SUPPRESS,
+        metavar="MODEL",
+        help="the same as a flag",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the settings in force and exit"
+    )
+
+
 def add_settings(parser: argparse.ArgumentParser, *, groups: tuple[str, ...]) -> None:
     """Add a flag for every setting of these groups; `given` reads them back."""
     parser.add_argument(

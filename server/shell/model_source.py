@@ -1,16 +1,25 @@
 """Where the model comes from: a path, the hub, or the embedded default; what the engine is told."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from sampler import EngineConfig
+from server.error_responses import answer_of
+from server.schema.common import SamplingBody
 from server.settings import Settings, SettingsError
-from weights import ChatTemplate, FamilyRule, TemplateError, Tokenizer, describe_model
+from server.translate.model_text import SAMPLING_DEFAULTS, ModelText
+from weights import ChatTemplate, GenerationDefaults, TemplateError, Tokenizer, describe_model
 from weights.errors import CheckpointError
 from weights.families import RuleOverrides
-from weights.files.default_model import DEFAULT_CANVAS_ADAPTER, fetch_default_model
+from weights.files.default_model import (
+    DEFAULT_CANVAS_ADAPTER,
+    DEFAULT_MODEL_TEMPERATURE,
+    DEFAULT_MODEL_TOP_P,
+    fetch_default_model,
+)
 from weights.files.hub import fetch_repo, is_repo_id
 
 # Entries in a page. Prefixes are shared by whole pages, so a CPU keeps them small; attention on
@@ -18,15 +27,6 @@ from weights.files.hub import fetch_repo, is_repo_id
 CPU_PAGE_SIZE = 16
 GPU_PAGE_SIZE = 64
 DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
-
-
-@dataclass(frozen=True, slots=True)
-class TextSide:
-    """What the API process needs of a model."""
-
-    tokenizer: Tokenizer
-    chat_template: ChatTemplate | None
-    rule: FamilyRule | None = None
 
 
 def find_model(settings: Settings) -> Path:
@@ -60,10 +60,14 @@ def find_canvas_adapter(settings: Settings) -> Path | None:
     return None if settings.canvas_adapter == "none" else Path(settings.canvas_adapter)
 
 
-def read_text_side(path: Path, settings: Settings) -> TextSide:
-    """Tokenizer and chat template of a model.
+def read_model_text(path: Path, settings: Settings) -> ModelText:
+    """Read the text side of a model: tokenizer, chat template, rule, sampling defaults.
 
-    Raises CheckpointError for a broken model and SettingsError for a broken template file.
+    Sampling defaults are the checkpoint's own; where it is silent, the embedded default model
+    has those of its authors, and every other model its family's temperature.
+
+    Raises CheckpointError for a broken model, or one whose defaults no request could ask for, and
+    SettingsError for a broken template file.
     """
     overrides = RuleOverrides(
         mask_token_id=settings.mask_token_id, block_length=settings.block_length
@@ -76,7 +80,24 @@ def read_text_side(path: Path, settings: Settings) -> TextSide:
     template = described.chat_template
     if settings.chat_template is not None:
         template = _read_template(settings.chat_template, described.tokenizer)
-    return TextSide(described.tokenizer, template, described.family.rule)
+    generation = described.generation
+    if settings.model is None:
+        generation = replace(
+            generation, temperature=DEFAULT_MODEL_TEMPERATURE, top_p=DEFAULT_MODEL_TOP_P
+        )
+    elif generation.temperature is None:
+        generation = replace(generation, temperature=described.family.temperature)
+    return ModelText(described.tokenizer, template, described.family.rule, _checked(generation))
+
+
+def _checked(generation: GenerationDefaults) -> GenerationDefaults:
+    """The same defaults; raises CheckpointError for values that no request may have."""
+    given = {name: getattr(generation, name) for name in SAMPLING_DEFAULTS}
+    try:
+        SamplingBody.model_validate(given)
+    except ValidationError as error:
+        raise CheckpointError(f"generation_config.json: {answer_of(error).message}") from error
+    return generation
 
 
 def _read_template(path: Path, tokenizer: Tokenizer) -> ChatTemplate:

@@ -9,34 +9,37 @@ from pydantic import ValidationError
 from sampler import RequestError
 from server.engine import Engine
 from server.error_responses import ApiError, answer_of
-from server.replies.running_answers import Answers
+from server.replies.running_answers import RunningAnswers
 from server.replies.usage import UsageCount
 from server.schema.chat import ChatBody
 from server.schema.common import Usage
 from server.schema.completions import CompletionBody
 from server.settings import Settings
-from server.shell.model_source import TextSide
-from server.translate.model_text import ModelTools
+from server.translate.model_text import ModelText, ServedModel
 from server.translate.requests import Translated, translate_chat, translate_completion
 from server.watch.metrics import ServerMetrics
 
 
 @dataclass(frozen=True, slots=True)
 class CompleteOptions:
-    """A prompt and how to answer it; `is_raw` continues it without a chat template."""
+    """A prompt and how to answer it.
+
+    is_raw: continue the prompt as it is, without a chat template
+    temperature, top_p: None for the model's own
+    """
 
     prompt: str
     is_raw: bool
     max_tokens: int
-    temperature: float
-    top_p: float
+    temperature: float | None
+    top_p: float | None
     mode: str
     seed: int | None
 
 
 async def complete(
     engine: Engine,
-    text_side: TextSide,
+    text: ModelText,
     settings: Settings,
     options: CompleteOptions,
     *,
@@ -48,11 +51,9 @@ async def complete(
     """
     await engine.start()
     try:
-        tools = ModelTools(
-            engine.info, text_side.tokenizer, text_side.chat_template, text_side.rule
-        )
+        model = ServedModel(text, engine.info)
         try:
-            translated = _translate(options, tools)
+            translated = _translate(options, model)
         except (ApiError, RequestError, ValidationError) as error:
             raise ValueError(answer_of(error).message) from error
         metrics = ServerMetrics(
@@ -62,9 +63,9 @@ async def complete(
             max_tokens=engine.info.context_length,
         )
         count = UsageCount([len(translated.prompts[0].token_ids)], per_prompt=1)
-        answers = Answers(
+        answers = RunningAnswers(
             engine,
-            text_side.tokenizer,
+            text.tokenizer,
             translated.requests,
             rules=translated.rules,
             metrics=metrics,
@@ -81,7 +82,7 @@ async def complete(
         await engine.stop(drain_s=0.0)
 
 
-def _translate(options: CompleteOptions, tools: ModelTools) -> Translated:
+def _translate(options: CompleteOptions, model: ServedModel) -> Translated:
     fields = {
         "max_tokens": options.max_tokens,
         "temperature": options.temperature,
@@ -90,9 +91,9 @@ def _translate(options: CompleteOptions, tools: ModelTools) -> Translated:
         "decoding": {"mode": options.mode},
     }
     now_s = time.monotonic()
-    if options.is_raw or tools.chat_template is None:
+    if options.is_raw or model.text.chat_template is None:
         body = CompletionBody.model_validate({"prompt": options.prompt, **fields})
-        return translate_completion(body, tools, id="cli", now_s=now_s)
+        return translate_completion(body, model, id="cli", now_s=now_s)
     messages = [{"role": "user", "content": options.prompt}]
     chat = ChatBody.model_validate({"messages": messages, **fields})
-    return translate_chat(chat, tools, id="cli", now_s=now_s)
+    return translate_chat(chat, model, id="cli", now_s=now_s)

@@ -6,13 +6,23 @@ from pydantic import ValidationError
 
 from server.error_responses import ApiError, answer_of, invalid
 from server.schema.chat import ChatBody
-from server.schema.messages import CountBody, MessagesBody, TextBlock, ToolResultBlock, Turn
+from server.schema.common import TokenChoiceBody
+from server.schema.messages import (
+    CountBody,
+    MessagesBody,
+    TextBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+    Turn,
+)
 from server.schema.responses import (
+    FlatAllowedChoice,
     FlatChoice,
     FunctionCallItem,
     FunctionCallOutput,
     InputItem,
     InputText,
+    ReasoningItem,
     ResponsesBody,
 )
 from weights.config_fields import Json
@@ -32,10 +42,7 @@ def chat_of_responses(body: ResponsesBody) -> ChatBody:
             "model": body.model,
             "messages": messages,
             "max_completion_tokens": body.max_output_tokens,
-            "temperature": body.temperature,
-            "top_p": body.top_p,
-            "top_k": body.top_k,
-            "seed": body.seed,
+            **_token_choice(body),
             "logprobs": True if body.top_logprobs is not None else None,
             "top_logprobs": body.top_logprobs,
             "response_format": _response_format(body),
@@ -48,18 +55,34 @@ def chat_of_responses(body: ResponsesBody) -> ChatBody:
             ]
             if body.tools
             else None,
-            "tool_choice": (
-                {"type": "function", "function": {"name": body.tool_choice.name}}
-                if isinstance(body.tool_choice, FlatChoice)
-                else body.tool_choice
-            ),
+            "tool_choice": _tool_choice(body),
             "parallel_tool_calls": body.parallel_tool_calls,
-            "decoding": None if body.decoding is None else body.decoding.model_dump(),
         }
     )
 
 
+def _token_choice(body: ResponsesBody) -> Fields:
+    names = set(TokenChoiceBody.model_fields)
+    return body.model_dump(include=names, exclude_none=True, by_alias=True)
+
+
+def _tool_choice(body: ResponsesBody) -> Json:
+    choice = body.tool_choice
+    if isinstance(choice, FlatChoice):
+        return _named(choice)
+    if isinstance(choice, FlatAllowedChoice):
+        allowed: Json = {"mode": choice.mode, "tools": [_named(tool) for tool in choice.tools]}
+        return {"type": "allowed_tools", "allowed_tools": allowed}
+    return choice
+
+
+def _named(choice: FlatChoice) -> Json:
+    return {"type": "function", "function": {"name": choice.name}}
+
+
 def _append_item(messages: list[Json], item: InputItem) -> None:
+    if isinstance(item, ReasoningItem):
+        return
     if isinstance(item, FunctionCallOutput):
         messages.append(
             {"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)}
@@ -124,7 +147,7 @@ def _append_turn(messages: list[Json], turn: Turn) -> None:
         elif isinstance(block, ToolResultBlock):
             content = _joined(block.content or [])
             messages.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": content})
-        else:
+        elif isinstance(block, ToolUseBlock):
             arguments = json.dumps(block.input, ensure_ascii=False)
             function: Json = {"name": block.name, "arguments": arguments}
             calls.append({"id": block.id, "type": "function", "function": function})

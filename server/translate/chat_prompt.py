@@ -15,8 +15,8 @@ from server.calls.tool_calls import (
 )
 from server.error_responses import invalid, unsupported
 from server.schema.chat import ChatBody, Message, TextPart, ToolCall
-from server.schema.tools import NamedChoice, Tool
-from server.translate.model_text import ModelTools
+from server.schema.tools import AllowedChoice, NamedChoice, Tool
+from server.translate.model_text import ServedModel
 from server.translate.plain_text import marked, special_spellings
 from weights.config_fields import Json
 from weights.errors import TemplateError
@@ -29,7 +29,7 @@ TEMPLATE_OPTIONS = frozenset(
 
 def render_chat(
     messages: Sequence[Message],
-    tools: ModelTools,
+    model: ServedModel,
     *,
     add_generation_prompt: bool,
     continue_final_message: bool = False,
@@ -40,7 +40,7 @@ def render_chat(
 
     Raises ApiError when the template refuses it.
     """
-    if tools.chat_template is None:
+    if model.text.chat_template is None:
         raise unsupported("messages", "the model has no chat template; use /v1/completions")
     for name in options or {}:
         if name not in TEMPLATE_OPTIONS:
@@ -48,7 +48,7 @@ def render_chat(
                 f"chat_template_kwargs.{name}",
                 f"templates are given {', '.join(sorted(TEMPLATE_OPTIONS))} only",
             )
-    spellings = special_spellings(tools.tokenizer)
+    spellings = special_spellings(model.text.tokenizer)
     values = [message_value(message, spellings) for message in messages]
     if continue_final_message and add_generation_prompt:
         raise invalid(
@@ -56,10 +56,10 @@ def render_chat(
             param="continue_final_message",
         )
     described = [_marked_fields(value, spellings) for value in tool_values(functions)]
-    if functions and style_of(tools.chat_template.source) is ToolStyle.UNTAUGHT:
+    if functions and style_of(model.text.chat_template.source) is ToolStyle.UNTAUGHT:
         values, described = untaught_messages(values, described), []
     try:
-        text = tools.chat_template.render(
+        text = model.text.chat_template.render(
             values,
             add_generation_prompt=add_generation_prompt,
             tools=described or None,
@@ -114,9 +114,29 @@ def _until_final_content(text: str, message: Mapping[str, Json]) -> str:
     return text[: start + len(content)]
 
 
-def call_rules_of(body: ChatBody, tools: ModelTools) -> CallRules | None:
+def with_allowed_tools(body: ChatBody) -> ChatBody:
+    """The body with the tools that `tool_choice` allows, and its mode as the choice.
+
+    Raises ApiError for a tool that the body does not have.
+    """
+    choice = body.tool_choice
+    if not isinstance(choice, AllowedChoice):
+        return body
+    allowed = {tool.function.name for tool in choice.allowed_tools.tools}
+    tools = [tool for tool in body.tools or () if tool.function.name in allowed]
+    unknown = allowed - {tool.function.name for tool in tools}
+    if unknown:
+        raise invalid(
+            f"tool_choice.allowed_tools.tools: no tool is called {min(unknown)!r}",
+            param="tool_choice.allowed_tools.tools",
+        )
+    return body.model_copy(update={"tools": tools, "tool_choice": choice.allowed_tools.mode})
+
+
+def call_rules_of(body: ChatBody, model: ServedModel) -> CallRules | None:
     """How to read calls; raises ApiError for a choice that names no tool."""
-    choice = "auto" if body.tool_choice is None else body.tool_choice
+    # `with_allowed_tools` has taken a choice of several apart by now.
+    choice = body.tool_choice if isinstance(body.tool_choice, NamedChoice | str) else "auto"
     if not body.tools:
         if choice not in ("auto", "none"):
             raise invalid("tool_choice needs tools", param="tool_choice")
@@ -129,7 +149,7 @@ def call_rules_of(body: ChatBody, tools: ModelTools) -> CallRules | None:
             f"tool_choice.function.name must be one of {', '.join(names)}",
             param="tool_choice.function.name",
         )
-    if choice == "none" or tools.chat_template is None:
+    if choice == "none" or model.text.chat_template is None:
         return None
     if body.response_format is not None and body.response_format.type != "text":
         raise invalid("response_format cannot be combined with tools", param="response_format")
@@ -138,7 +158,7 @@ def call_rules_of(body: ChatBody, tools: ModelTools) -> CallRules | None:
             "structured_outputs cannot be combined with tools", param="structured_outputs"
         )
     return CallRules(
-        style=style_of(tools.chat_template.source),
+        style=style_of(model.text.chat_template.source),
         choice=choice,
         is_single=body.parallel_tool_calls is False,
         schemas={tool.function.name: arguments_schema(tool) for tool in body.tools},

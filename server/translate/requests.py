@@ -14,6 +14,7 @@ from sampler.seats.prediction import check_prediction
 from sampler.state.decoding import resolve_decoding
 from server.calls.answer_grammar import check_grammar
 from server.calls.answer_parts import CallRules
+from server.calls.reasoning import ReasoningRules, rules_of
 from server.calls.strict_calls import strict_grammar
 from server.calls.tool_calls import ToolStyle, forced_grammar
 from server.error_responses import ApiError, invalid, unsupported
@@ -22,12 +23,14 @@ from server.schema.chat import ChatBody
 from server.schema.common import SamplingBody
 from server.schema.completions import CompletionBody
 from server.text.answer_text import TextRules
-from server.translate.chat_prompt import call_rules_of, render_chat
-from server.translate.model_text import ModelTools
+from server.translate.chat_prompt import call_rules_of, render_chat, with_allowed_tools
+from server.translate.model_text import ServedModel
 from server.translate.plain_text import encode_marked, unmarked
 from server.translate.sampling import known_ids, sampling_params, text_rules
 
 DEFAULT_COMPLETION_TOKENS = 16
+# A mark and the line breaks behind it, even where every character is a token.
+_TOKENS_OF_A_MARK = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Translated:
     n:         how many of them are answered
     is_scoring: only the prompt is wanted; the engine's one token is dropped
     call_rules: how to read tool calls, or None when there are no tools
+    reasoning: how to tell reasoning from the answer, or None when none can come
     """
 
     id: str
@@ -57,25 +61,28 @@ class Translated:
     per_prompt: int
     is_scoring: bool = False
     call_rules: CallRules | None = None
+    reasoning: ReasoningRules | None = None
 
 
-def translate_chat(body: ChatBody, tools: ModelTools, *, id: str, now_s: float) -> Translated:
+def translate_chat(body: ChatBody, model: ServedModel, *, id: str, now_s: float) -> Translated:
     """A conversation as requests; raises ApiError for what cannot be served."""
+    body = with_allowed_tools(body)
     _check_stream_options(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("top_logprobs needs logprobs to be true", param="top_logprobs")
-    call_rules = call_rules_of(body, tools)
-    prompt = _chat_prompt(body, tools, call_rules)
+    call_rules = call_rules_of(body, model)
+    prompt = _chat_prompt(body, model, call_rules)
     asked = body.max_completion_tokens or body.max_tokens
     field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     max_tokens = _fit(
-        len(prompt.token_ids), asked, tools.info, fields=("messages", field), default=None
+        len(prompt.token_ids), asked, model.info, fields=("messages", field), default=None
     )
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = sampling_params(body, tools.info, max_tokens=max_tokens, logprobs=logprobs)
+    params = sampling_params(body, model, max_tokens=max_tokens, logprobs=logprobs)
     if call_rules is not None:
-        params = _with_call_grammar(params, body, tools, call_rules)
-    _check_decoding(params, tools)
+        params = _with_call_grammar(params, body, model, call_rules)
+    _check_decoding(params, model)
+    reasoning = _reasoning_rules(body, prompt, params, model)
     n = body.n or 1
     return Translated(
         id=id,
@@ -86,13 +93,14 @@ def translate_chat(body: ChatBody, tools: ModelTools, *, id: str, now_s: float) 
             (params,),
             per_prompt=n,
             suffix=(),
-            extras=_extras(body, params, tools),
+            extras=_extras(body, params, model),
             now_s=now_s,
         ),
-        rules=_call_text_rules(text_rules(body), call_rules),
+        rules=_shown_marks(text_rules(body), call_rules, reasoning, model),
         n=n,
         per_prompt=n,
         call_rules=call_rules,
+        reasoning=reasoning,
     )
 
 
@@ -105,30 +113,33 @@ class _Extras:
     priority: int
 
 
-def _extras(body: SamplingBody, params: SamplingParams, tools: ModelTools) -> _Extras:
+def _extras(body: SamplingBody, params: SamplingParams, model: ServedModel) -> _Extras:
     """Raises RequestError for a prediction that the family cannot verify."""
     prediction: tuple[int, ...] = ()
     if body.prediction is not None:
         text = body.prediction.text
-        prediction = tuple(tools.tokenizer.encode(text, add_special_tokens=False))
-    if tools.rule is not None:
-        check_prediction(prediction, params, tools.rule, context_length=tools.info.context_length)
+        prediction = tuple(model.text.tokenizer.encode(text, add_special_tokens=False))
+    if model.text.rule is not None:
+        check_prediction(
+            prediction, params, model.text.rule, context_length=model.info.context_length
+        )
     return _Extras(prediction, body.cache_salt or "", body.priority or 0)
 
 
-def _check_decoding(params: SamplingParams, tools: ModelTools) -> None:
+def _check_decoding(params: SamplingParams, model: ServedModel) -> None:
     """Raise RequestError for decoding that the family cannot do, before the engine does."""
-    if tools.rule is not None:
-        resolve_decoding(params, tools.rule)
+    if model.text.rule is not None:
+        resolve_decoding(params, model.text.rule)
 
 
-def count_chat_tokens(body: ChatBody, tools: ModelTools) -> int:
-    """Tokens of a conversation's prompt; raises ApiError for what cannot be served."""
-    return len(_chat_prompt(body, tools, call_rules_of(body, tools)).token_ids)
+def count_chat_tokens(body: ChatBody, model: ServedModel) -> int:
+    """Count the tokens of a conversation's prompt; raises ApiError for what cannot be served."""
+    body = with_allowed_tools(body)
+    return len(_chat_prompt(body, model, call_rules_of(body, model)).token_ids)
 
 
 def translate_completion(
-    body: CompletionBody, tools: ModelTools, *, id: str, now_s: float
+    body: CompletionBody, model: ServedModel, *, id: str, now_s: float
 ) -> Translated:
     """Prompts as requests; raises ApiError for what cannot be served."""
     _check_stream_options(body)
@@ -137,8 +148,8 @@ def translate_completion(
     is_scoring = body.max_tokens == 0
     if is_scoring and not body.echo:
         raise invalid("max_tokens must be at least 1 unless echo is true", param="max_tokens")
-    suffix = _suffix(body, tools)
-    prompts = tuple(_prompt(body, index, tools) for index in range(len(body.prompt)))
+    suffix = _suffix(body, model)
+    prompts = tuple(_prompt(body, index, model) for index in range(len(body.prompt)))
     wants_logprobs = body.logprobs is not None or body.best_of is not None
     prompt_logprobs = body.logprobs if body.echo and body.logprobs is not None else None
     all_params = []
@@ -146,20 +157,20 @@ def translate_completion(
         max_tokens = _fit(
             len(prompt.token_ids) + len(suffix),
             _answer_length(body, is_scoring=is_scoring),
-            tools.info,
+            model.info,
             fields=("prompt", "max_tokens"),
             default=DEFAULT_COMPLETION_TOKENS,
         )
         all_params.append(
             sampling_params(
                 body,
-                tools.info,
+                model,
                 max_tokens=max_tokens,
                 logprobs=(body.logprobs or 0) if wants_logprobs else None,
                 prompt_logprobs=prompt_logprobs,
             )
         )
-        _check_decoding(all_params[-1], tools)
+        _check_decoding(all_params[-1], model)
     return Translated(
         id=id,
         prompts=prompts,
@@ -169,7 +180,7 @@ def translate_completion(
             all_params,
             per_prompt=per_prompt,
             suffix=suffix,
-            extras=_extras(body, all_params[0], tools),
+            extras=_extras(body, all_params[0], model),
             now_s=now_s,
         ),
         rules=text_rules(body),
@@ -180,42 +191,67 @@ def translate_completion(
 
 
 def _with_call_grammar(
-    params: SamplingParams, body: ChatBody, tools: ModelTools, rules: CallRules
+    params: SamplingParams, body: ChatBody, model: ServedModel, rules: CallRules
 ) -> SamplingParams:
     """Hold the answer to calls where they are forced, and calls to schemas that are strict."""
     grammar = forced_grammar(body.tools or (), rules.choice, is_single=rules.is_single)
     param = "tool_choice"
     if grammar is None:
-        grammar, param = strict_grammar(body.tools or (), rules.style, tools.tokenizer), "tools"
+        grammar = strict_grammar(body.tools or (), rules.style, model.text.tokenizer)
+        param = "tools"
     if grammar is None:
         return params
-    check_grammar(grammar, tools.info, param=param)
+    check_grammar(grammar, model.info, param=param)
     return replace(params, grammar=grammar)
 
 
-def _call_text_rules(rules: TextRules, call_rules: CallRules | None) -> TextRules:
-    """Some styles mark their calls by special tokens, which then must be shown to the reader."""
-    if call_rules is None or call_rules.style not in (ToolStyle.LISTED, ToolStyle.BARE):
-        return rules
-    return replace(rules, skip_special_tokens=False)
+def _reasoning_rules(
+    body: ChatBody, prompt: PromptTokens, params: SamplingParams, model: ServedModel
+) -> ReasoningRules | None:
+    """How to tell reasoning; an answer that is held to a grammar has none."""
+    template = model.text.chat_template
+    if template is None or params.grammar is not None:
+        return None
+    end = prompt.token_ids[-_TOKENS_OF_A_MARK:]
+    return rules_of(
+        template.source,
+        model.text.tokenizer.decode(end, skip_special_tokens=False),
+        is_shown=body.include_reasoning is not False,
+    )
 
 
-def _chat_prompt(body: ChatBody, tools: ModelTools, call_rules: CallRules | None) -> PromptTokens:
+def _shown_marks(
+    rules: TextRules,
+    call_rules: CallRules | None,
+    reasoning: ReasoningRules | None,
+    model: ServedModel,
+) -> TextRules:
+    """Marks of calls or reasoning that are special tokens must be shown to their reader."""
+    marks_calls = call_rules is not None and call_rules.style in (ToolStyle.LISTED, ToolStyle.BARE)
+    tokenizer = model.text.tokenizer
+    marks_reasoning = (
+        reasoning is not None
+        and tokenizer.token_id(reasoning.marks.closing) in tokenizer.special_token_ids
+    )
+    return replace(rules, skip_special_tokens=False) if marks_calls or marks_reasoning else rules
+
+
+def _chat_prompt(body: ChatBody, model: ServedModel, call_rules: CallRules | None) -> PromptTokens:
     continues = bool(body.continue_final_message)
     add_generation_prompt = body.add_generation_prompt
     if add_generation_prompt is None:
         add_generation_prompt = not continues
     text = render_chat(
         body.messages,
-        tools,
+        model,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continues,
         options=body.chat_template_kwargs,
         functions=(body.tools or ()) if call_rules is not None else (),
     )
-    _check_length(unmarked(text), body, tools, param="messages")
+    _check_length(unmarked(text), body, model, param="messages")
     token_ids = encode_marked(
-        tools.tokenizer, text, add_special_tokens=bool(body.add_special_tokens)
+        model.text.tokenizer, text, add_special_tokens=bool(body.add_special_tokens)
     )
     return _cut(token_ids, body.truncate_prompt_tokens, param="messages")
 
@@ -235,31 +271,31 @@ def _answer_length(body: CompletionBody, *, is_scoring: bool) -> int | None:
     return gap
 
 
-def _prompt(body: CompletionBody, index: int, tools: ModelTools) -> PromptTokens:
+def _prompt(body: CompletionBody, index: int, model: ServedModel) -> PromptTokens:
     prompt = body.prompt[index]
     param = "prompt" if len(body.prompt) == 1 else f"prompt.{index}"
     if isinstance(prompt, str):
-        _check_length(prompt, body, tools, param=param)
-        token_ids = tools.tokenizer.encode(
+        _check_length(prompt, body, model, param=param)
+        token_ids = model.text.tokenizer.encode(
             prompt, add_special_tokens=body.add_special_tokens is not False
         )
         text = prompt if body.truncate_prompt_tokens is None else None
     else:
-        token_ids = list(known_ids(param, prompt, tools.info))
+        token_ids = list(known_ids(param, prompt, model.info))
         text = None
     cut = _cut(token_ids, body.truncate_prompt_tokens, param=param)
     return PromptTokens(cut.token_ids, text)
 
 
-def _check_length(text: str, body: SamplingBody, tools: ModelTools, *, param: str) -> None:
+def _check_length(text: str, body: SamplingBody, model: ServedModel, *, param: str) -> None:
     """Refuse a text that cannot fit however it is cut into tokens, before that costs anything."""
-    if len(text) <= tools.info.context_length or body.truncate_prompt_tokens is not None:
+    if len(text) <= model.info.context_length or body.truncate_prompt_tokens is not None:
         return
-    fewest = tools.tokenizer.fewest_tokens(text)
-    if fewest >= tools.info.context_length:
+    fewest = model.text.tokenizer.fewest_tokens(text)
+    if fewest >= model.info.context_length:
         raise _too_long(
             f"the prompt has at least {fewest} tokens, but prompt and answer together may have at "
-            f"most {tools.info.context_length}",
+            f"most {model.info.context_length}",
             param,
         )
 
@@ -270,12 +306,12 @@ def _cut(token_ids: list[int], last: int | None, *, param: str) -> PromptTokens:
     return PromptTokens(tuple(token_ids if last is None else token_ids[-last:]), None)
 
 
-def _suffix(body: CompletionBody, tools: ModelTools) -> tuple[int, ...]:
+def _suffix(body: CompletionBody, model: ServedModel) -> tuple[int, ...]:
     if not body.suffix:
         return ()
-    if not tools.info.can_infill:
+    if not model.info.can_infill:
         raise unsupported("suffix", "this model cannot infill")
-    return tuple(tools.tokenizer.encode(body.suffix, add_special_tokens=False))
+    return tuple(model.text.tokenizer.encode(body.suffix, add_special_tokens=False))
 
 
 def _candidates(body: CompletionBody, n: int) -> int:

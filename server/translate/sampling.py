@@ -7,9 +7,13 @@ from server.calls.answer_grammar import grammar_of
 from server.error_responses import invalid, unsupported
 from server.schema.common import DecodingBody, SamplingBody
 from server.text.answer_text import TextRules
+from server.translate.model_text import SAMPLING_DEFAULTS, ServedModel
+from weights.text.tokenizer import Tokenizer
 
 # Of a token id; no model has more.
 _MOST_DIGITS = 12
+# Added to a logit: far below all others, and finite.
+_NEVER = -1e9
 # Knobs of steps that draft; a model that only goes left to right cannot honour them.
 _DRAFTING_FIELDS = (
     "width",
@@ -51,13 +55,21 @@ def text_rules(body: SamplingBody) -> TextRules:
 
 def sampling_params(
     body: SamplingBody,
-    info: ModelInfo,
+    model: ServedModel,
     *,
     max_tokens: int,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
 ) -> SamplingParams:
-    """The engine's parameters; raises ApiError for token ids that the model does not have."""
+    """The engine's parameters, from the model's own defaults where the body is silent.
+
+    Raises ApiError for token ids that the model does not have.
+    """
+    info = model.info
+    asked = {name: getattr(body, name) for name in SAMPLING_DEFAULTS}
+    sampling = model.default_sampling | {
+        name: value for name, value in asked.items() if value is not None
+    }
     min_tokens = body.min_tokens or 0
     if min_tokens > max_tokens:
         raise invalid(
@@ -70,15 +82,15 @@ def sampling_params(
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_k=max(body.top_k or 0, 0),
-        top_p=1.0 if body.top_p is None else body.top_p,
-        min_p=body.min_p or 0.0,
+        temperature=sampling["temperature"],
+        top_k=max(int(sampling["top_k"]), 0),
+        top_p=sampling["top_p"],
+        min_p=sampling["min_p"],
         seed=body.seed,
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
-        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
-        logit_bias=_logit_bias(body.logit_bias or {}, info),
+        repetition_penalty=sampling["repetition_penalty"],
+        logit_bias=_logit_bias(body, model),
         allowed_token_ids=(
             None if allowed is None else known_ids("allowed_token_ids", allowed, info)
         ),
@@ -131,7 +143,31 @@ def known_ids(param: str, token_ids: Sequence[int], info: ModelInfo) -> tuple[in
     return tuple(token_ids)
 
 
-def _logit_bias(bias: Mapping[str, float], info: ModelInfo) -> tuple[tuple[int, float], ...]:
+def _logit_bias(body: SamplingBody, model: ServedModel) -> tuple[tuple[int, float], ...]:
+    """What is added to logits: what the body says, and all there is against its bad words."""
+    pairs = _asked_bias(body.logit_bias or {}, model.info)
+    for word in body.bad_words or ():
+        for token_id in _tokens_of_word(word, model.text.tokenizer):
+            pairs[token_id] = _NEVER
+    return tuple(pairs.items())
+
+
+def _tokens_of_word(word: str, tokenizer: Tokenizer) -> set[int]:
+    """The tokens that write a word, at the beginning of a text and behind a space.
+
+    Raises ApiError for a word of several tokens: each of them may stand in other words.
+    """
+    found = set()
+    for text in (word, f" {word.lstrip()}"):
+        token_ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(token_ids) == 1:
+            found.add(token_ids[0])
+    if not found:
+        raise unsupported("bad_words", f"{word[:32]!r} is more than one token")
+    return found
+
+
+def _asked_bias(bias: Mapping[str, float], info: ModelInfo) -> dict[int, float]:
     pairs: dict[int, float] = {}
     for name, value in bias.items():
         token_id = _token_id(name)
@@ -145,7 +181,7 @@ def _logit_bias(bias: Mapping[str, float], info: ModelInfo) -> tuple[tuple[int, 
                 f"logit_bias: token id {token_id} is given more than once", param="logit_bias"
             )
         pairs[token_id] = value
-    return tuple(pairs.items())
+    return pairs
 
 
 def _token_id(name: str) -> int | None:

@@ -184,18 +184,29 @@ def _balance(metrics: EngineMetrics, labels: Mapping[str, str]) -> Iterator[Metr
 
 def _speculative(metrics: EngineMetrics, labels: Mapping[str, str]) -> Iterator[Metric]:
     for name, text, value in (
-        ("vllm:spec_decode_num_drafts", "Canvases put forward", metrics.canvases_opened),
+        ("vllm:spec_decode_num_drafts", "Rounds of proposals", metrics.proposal_rounds),
         ("vllm:spec_decode_num_draft_tokens", "Tokens put forward", metrics.proposals),
         ("vllm:spec_decode_num_accepted_tokens", "Confirmed", metrics.proposals_accepted),
     ):
         yield _counter(name, text, {"": value}, labels)
+    yield _counter(
+        "vllm:spec_decode_num_accepted_tokens_per_pos",
+        "Confirmed, by their place in a round",
+        {str(place): count for place, count in enumerate(metrics.proposals_accepted_at)},
+        labels,
+        by="position",
+    )
 
 
 def _diffusion(metrics: EngineMetrics, labels: Mapping[str, str]) -> Iterator[Metric]:
     for name, text, value in (
         ("vllm:diffusion_num_denoising_steps", "Steps", metrics.drafting_steps),
         ("vllm:diffusion_num_canvas_positions", "Rows drafted", metrics.rows_drafted),
-        ("vllm:diffusion_num_committed_tokens", "Tokens accepted", metrics.tokens_diffusion),
+        (
+            "vllm:diffusion_num_committed_tokens",
+            "Tokens of canvases that became final",
+            metrics.tokens_diffusion + metrics.canvas_tokens_verified,
+        ),
     ):
         yield _counter(name, text, {"": value}, labels)
 

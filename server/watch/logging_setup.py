@@ -9,18 +9,20 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 
-def log_form(form: str | None, stream: TextIO = sys.stderr) -> str:
+def log_form(form: str | None, stream: TextIO | None = None) -> str:
     """The form of log lines: as it was set, else console on a terminal and json elsewhere."""
     if form is not None:
         return form
+    stream = stream or sys.stderr
     return "console" if stream.isatty() else "json"
 
 
-def set_up_logging(*, form: str | None, level: str, stream: TextIO = sys.stderr) -> None:
-    """Send every logger of the process to `stream`.
+def set_up_logging(*, form: str | None, level: str, stream: TextIO | None = None) -> None:
+    """Send every logger of the process to `stream`, standard error when left out.
 
     form: json or console; None is console on a terminal, else json
     """
+    stream = stream or sys.stderr
     renderer: Processor
     if log_form(form, stream) == "console":
         renderer = structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExport
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from sampler import FinishReason, Request, RequestStats
-from server.state import package_version
+from server.version import package_version
 
 # Fields of the log line that stand in the span.
 _ATTRIBUTES = {

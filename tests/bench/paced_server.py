@@ -12,7 +12,7 @@ from server.settings import load_settings
 from server.shell.cli import build_parser
 from server.shell.flags import given
 from server.watch.logging_setup import set_up_logging
-from tests.server.scripted_engine import byte_tokenizer, template
+from tests.server.scripted_engine import model_text
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
         max_waiting=settings.max_queued_requests,
     )
     engine = EngineClient(config, module="tests.bench.paced_engine")
-    app = create_app(engine, byte_tokenizer(), template(), settings)
+    app = create_app(engine, model_text(), settings)
     return run(
         app,
         engine,

@@ -293,6 +293,12 @@ def test_nemotron_speculation_accepts_what_the_original_loop_accepts():
     run_all(engine, one)
     assert engine.metrics.steps == entry["forwards_total"]
     assert engine.metrics.proposals_accepted == sum(entry["accepted"]) - len(entry["accepted"])
+    at_place = engine.metrics.proposals_accepted_at
+    assert at_place == [
+        sum(each > place for each in entry["accepted"]) for place in range(1, len(at_place) + 1)
+    ]
+    assert engine.metrics.proposal_rounds == len(entry["accepted"])
+    assert engine.metrics.canvas_tokens_verified == sum(at_place)
 
 
 def test_nemotron_modes_share_a_batch_without_changing_each_other():
@@ -390,7 +396,8 @@ def test_llada21_edits_are_counted_and_bounded():
             rule.acceptance, rule="threshold", confidence=0.2, edit_confidence=0.3, max_edit_steps=4
         ),
     )
-    model = replace(model, family=replace(model.family, rule=edited))
+    described = replace(model.description, family=replace(model.family, rule=edited))
+    model = replace(model, description=described)
     prompt = golden_cases("llada2")["decode_threshold"].entry["prompt_ids"]
     engine = golden_engine(model)
     tokens, deltas = run_all(engine, request("x", prompt, max_tokens=22))["x"]

@@ -13,7 +13,9 @@ from fastapi import FastAPI
 
 from server.app import create_app
 from server.settings import Settings, load_settings
+from server.translate.model_text import ModelText
 from tests.server.scripted_engine import ScriptedEngine, byte_tokenizer, template
+from weights import GenerationDefaults
 
 # How long an example takes says nothing on a machine that others use too.
 hypothesis.settings.register_profile("shared-machine", deadline=None)
@@ -69,14 +71,16 @@ def serve(tokenizer) -> Serve:
         *,
         chat_template=None,
         rule=None,
+        generation=None,
         tracing=None,
         **flags,
     ) -> AsyncIterator[Served]:
         engine = engine or ScriptedEngine()
         settings = load_settings(flags)
-        app = create_app(
-            engine, tokenizer, chat_template or template(), settings, rule=rule, tracing=tracing
+        text = ModelText(
+            tokenizer, chat_template or template(), rule, generation or GenerationDefaults()
         )
+        app = create_app(engine, text, settings, tracing=tracing)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),

@@ -23,6 +23,7 @@ from sampler import (
     TokenKind,
     TokenLogprob,
 )
+from server.translate.model_text import ModelText
 from weights import ChatTemplate
 from weights.text.tokenizer import Tokenizer, read_tokenizer_json
 
@@ -62,6 +63,11 @@ def _byte_characters() -> list[str]:
 
 def template(source: str = TEMPLATE) -> ChatTemplate:
     return ChatTemplate(source, special_tokens={"eos_token": "<eos>", "bos_token": "<bos>"})
+
+
+def model_text() -> ModelText:
+    """The text side of a model of bytes."""
+    return ModelText(byte_tokenizer(), template())
 
 
 def stats(request: Request, num_tokens: int, **changes: object) -> RequestStats:
@@ -165,6 +171,7 @@ class ScriptedEngine:
     can_infill: bool = False
     can_constrain: bool = True
     capacity: int = 1000
+    retry_after_s: float = 2.5
     context_length: int = CONTEXT_LENGTH
     submitted: list[Request] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -211,7 +218,7 @@ class ScriptedEngine:
         if not self.is_ready:
             raise EngineStopped("the engine is not running")
         if len(self._open) >= self.capacity:
-            raise Overloaded(num_waiting=len(self._open), retry_after_s=2.5)
+            raise Overloaded(num_waiting=len(self._open), retry_after_s=self.retry_after_s)
         self.submitted.append(request)
         self._open.add(request.id)
         return self._say(request)

@@ -30,11 +30,10 @@ from server.shell.flags import given
 from server.watch.logging_setup import set_up_logging
 from tests.server.scripted_engine import (
     ScriptedEngine,
-    byte_tokenizer,
     frame,
+    model_text,
     saying,
     stats,
-    template,
 )
 
 
@@ -159,7 +158,7 @@ def main():
     settings = load_settings(given(build_parser().parse_args(["serve", *sys.argv[1:]])))
     set_up_logging(form="json", level="info")
     engine = MortalEngine()
-    app = create_app(engine, byte_tokenizer(), template(), settings)
+    app = create_app(engine, model_text(), settings)
     bound = listen(settings)
     # The kernel would else take megabytes off our hands before a slow client is noticed.
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)

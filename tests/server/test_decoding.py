@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from sampler import DecodingMode
+from sampler import DecodingMode, DecodingParams, RequestError, SamplingParams
+from sampler.state.decoding import resolve_decoding
 from server.replies.reply_format import DecodingWriter
 from server.replies.running_answers import ChoicePiece
 from server.schema.common import DecodingBody
@@ -31,9 +33,9 @@ async def test_every_knob_reaches_the_engine(serve):
         "max_steps": 9,
         "rule": "threshold",
         "preference": "margin",
-        "confidence": 0.8,
+        "confidence": 0.75,
         "sub_block_length": 2,
-        "edit_confidence": 0.95,
+        "edit_confidence": 0.9375,
         "max_edit_steps": 3,
         "remask": 0.25,
     }
@@ -47,6 +49,29 @@ async def test_every_knob_reaches_the_engine(serve):
     assert {name: getattr(asked, name) for name in decoding} == held
     assert asked.mode is DecodingMode.DIFFUSION
     assert not asked.frames
+
+
+@pytest.mark.parametrize(
+    ("knob", "most"), [("margin", 1.0), ("entropy_bound", 100.0), ("factor", 1000.0)]
+)
+def test_the_api_and_the_engine_agree_on_how_large_a_knob_may_be(knob, most):
+    def engine_takes(value):
+        decoding = DecodingParams(**{knob: value})
+        try:
+            resolve_decoding(SamplingParams(max_tokens=1, decoding=decoding), BLOCKS)
+        except RequestError:
+            return False
+        return True
+
+    def api_takes(value):
+        try:
+            DecodingBody(**{knob: value})
+        except ValidationError:
+            return False
+        return True
+
+    for value in (most, most * 1.25):
+        assert api_takes(value) == engine_takes(value) == (value == most)
 
 
 @pytest.mark.anyio

@@ -8,7 +8,7 @@ import pytest
 
 from server.app import create_app
 from server.settings import load_settings
-from tests.server.scripted_engine import ScriptedEngine, byte_tokenizer, template
+from tests.server.scripted_engine import ScriptedEngine, model_text
 from tests.server.test_serve import running_server
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
@@ -29,7 +29,7 @@ SOAK_S = 600
 
 
 def _operations():
-    app = create_app(ScriptedEngine(), byte_tokenizer(), template(), load_settings({}))
+    app = create_app(ScriptedEngine(), model_text(), load_settings({}))
     document = schemathesis.openapi.from_dict(app.openapi())
     return [found.ok() for found in document.get_all_operations()]
 

@@ -266,6 +266,22 @@ def test_the_containers_probe_asks_for_health(bounded):
     assert probe.main({"port": "x"}) == 1
 
 
+@pytest.mark.parametrize("host", ["127.0.0.2", "localhost"])
+def test_the_probe_asks_where_the_server_listens(host):
+    with running_server("--host", host) as (_, address):
+        port = address.rpartition(":")[2]
+        assert probe.main({"host": host, "port": port}) == 0
+        if host != "localhost":
+            assert probe.main({"host": "127.0.0.1", "port": port}) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "asked"), [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::1", "::1")]
+)
+def test_a_server_that_listens_everywhere_is_probed_here(host, asked):
+    assert probe.reachable(host) == asked
+
+
 @pytest.mark.skipif(OPENSSL is None, reason="needs openssl")
 def test_tls_behind_a_proxy_that_takes_a_prefix_off(tmp_path):
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"

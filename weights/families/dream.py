@@ -22,6 +22,8 @@ DREAM = Family(
     model_types=("Dream",),
     parse=parse_qwen2,
     names=HF_NAMES,
+    # The default of the authors' generation_utils.py.
+    temperature=0.0,
     rule=FamilyRule(
         modes=("diffusion",),
         settle=Settle.NEVER,

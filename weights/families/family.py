@@ -168,6 +168,7 @@ class Family:
     mask_tokens:     how the tokenizer may spell the mask
     mask_is_last:    without any word on it, the mask is the last id of the vocabulary
     prepare:         what becomes of the parts before the network takes them
+    temperature:     of checkpoints and requests that say none, as the authors' own code has it
     """
 
     name: str
@@ -181,6 +182,7 @@ class Family:
     mask_tokens: tuple[str, ...] = ()
     mask_is_last: bool = False
     prepare: Callable[[Parts, NetworkConfig, ConfigFields], Parts] = take_parts_as_they_are
+    temperature: float = 1.0
 
 
 def resolve_rule(

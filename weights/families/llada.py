@@ -89,6 +89,8 @@ LLADA = Family(
     model_types=("llada",),
     parse=_parse,
     names=_NAMES,
+    # The default of the authors' generate.py.
+    temperature=0.0,
     rule=FamilyRule(
         modes=("diffusion",),
         settle=Settle.NEVER,

@@ -114,7 +114,10 @@ NESTED = "[" * 40 + "]" * 40
             "structured_outputs",
             400,
         ),
-        ({"guided_json": SCHEMA}, "guided_json", 400),
+        ({"guided_json": NESTED}, "guided_json", 400),
+        ({"guided_regex": "(a"}, "guided_regex", 422),
+        ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice", 400),
+        (_format("json_object") | {"guided_grammar": "root ::= x"}, "guided_grammar", 400),
     ],
 )
 async def test_a_format_that_cannot_be_honoured_is_named(serve, fields, param, status):
@@ -145,3 +148,17 @@ async def test_a_hostile_pattern_costs_little(serve, pattern):
         response = await served.chat(**_format("regex", regex=pattern))
     assert response.status_code in (200, 400, 422)
     assert time.process_time() - started_s < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("json", {"type": "object"}), ("regex", "a+"), ("choice", ["a", "b"]),
+     ("grammar", 'root ::= "a"')],
+)  # fmt: skip
+async def test_older_names_of_formats_mean_the_same(serve, name, value):
+    async with serve() as served:
+        older = await served.chat(**{f"guided_{name}": value})
+        await served.chat(structured_outputs={name: value})
+    assert older.status_code == 200, older.text
+    first, second = [request.params.grammar for request in served.engine.submitted]
+    assert first == second is not None

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sampler import FinishReason
 from server.calls.answer_parts import ArgumentsPart, CallPart, CallRules, StreamedPartReader
 from server.calls.tool_calls import ToolStyle
 from server.schema.tools import NamedChoice
 from tests.server.calls.test_tool_calls import CALL, OTHER, TAGGED, TOOL
-from tests.server.conftest import events
+from tests.server.conftest import error_of, events
 from tests.server.scripted_engine import ScriptedEngine, saying, template
 
 NAMED = NamedChoice.model_validate({"type": "function", "function": {"name": "weather"}})
@@ -52,7 +53,8 @@ def test_arguments_of_a_named_function_are_all_there_is(cuts):
     ("text", "expected"),
     [
         ("", ("", [])),
-        ('[{"name": "wea', ('[{"name": "wea', [])),
+        # What was cut before a name is nothing that a client could read.
+        ('[{"name": "wea', ("", [])),
         ('[{"name": "weather", "arguments": {"ci', ("", [("weather", '{"ci')])),
         ('[{"name": "a", "arguments": {}}, {"na', ("", [("a", "{}")])),
     ],
@@ -101,3 +103,59 @@ async def test_a_call_that_runs_out_of_tokens_is_cut_and_says_so(serve):
         choice = (await served.chat(**asked)).json()["choices"][0]
     assert choice["finish_reason"] == "length"
     assert choice["message"]["tool_calls"][0]["function"]["arguments"] == PLACES[:8]
+
+
+def _allowed(mode, *names):
+    named = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named}}
+
+
+@pytest.mark.anyio
+async def test_only_allowed_tools_are_offered_and_forced(serve):
+    async with serve(ScriptedEngine(saying("[]"), context_length=4096)) as served:
+        await served.chat(tools=[TOOL, OTHER], tool_choice=_allowed("required", "weather"))
+        await served.chat(tools=[TOOL], tool_choice="required")
+        flat = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
+        choice = {"type": "allowed_tools", "mode": "auto",
+                  "tools": [{"type": "function", "name": "weather"}]}  # fmt: skip
+        fields = {"input": "hi", "tools": [flat], "tool_choice": choice}
+        response = await served.client.post("/v1/responses", json=fields)
+        refused = await served.chat(tools=[TOOL], tool_choice=_allowed("auto", "missing"))
+    some, alone, free = served.engine.submitted
+    assert some.prompt == alone.prompt
+    assert some.params.grammar == alone.params.grammar is not None
+    assert response.status_code == 200
+    assert response.json()["tool_choice"] == choice
+    assert free.params.grammar is None
+    assert error_of(refused)["param"] == "tool_choice.allowed_tools.tools"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("said", ['[{"name": "wea', '[{"name": "weather", "arguments": {"ci'])
+async def test_a_forced_call_that_was_cut_gives_no_content(serve, said):
+    engine = ScriptedEngine(saying(said, finish=FinishReason.LENGTH), context_length=4096)
+    async with serve(engine) as served:
+        fields = {"tools": [TOOL], "tool_choice": "required"}
+        whole = (await served.chat(**fields)).json()["choices"][0]
+        streamed = events(await served.chat(stream=True, **fields))
+        tool = {"name": "weather", "input_schema": {"type": "object"}}
+        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 99,
+                "tools": [tool], "tool_choice": {"type": "any"}}  # fmt: skip
+        message = (await served.client.post("/v1/messages", json=body)).json()
+    assert not whole["message"]["content"]
+    assert whole["finish_reason"] == "length"
+    assert not any(each["choices"][0]["delta"].get("content") for each in streamed)
+    assert all(block.get("text", "") == "" for block in message["content"])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("choice", ["auto", "required"])
+async def test_no_empty_content_comes_before_a_call(serve, choice):
+    said = CALL if choice == "auto" else '[{"name": "weather", "arguments": {}}]'
+    async with serve(ScriptedEngine(saying(said), context_length=4096)) as served:
+        streamed = events(await served.chat(stream=True, tools=[TOOL], tool_choice=choice))
+    role, *others = [each["choices"][0]["delta"] for each in streamed]
+    assert role["role"] == "assistant"
+    assert role["content"] == ("" if choice == "auto" else None)
+    assert not any("content" in delta for delta in others)
+    assert any("tool_calls" in delta for delta in others)

@@ -135,7 +135,7 @@ KOELN = ("weather", '{"city": "Köln"}')
         ('[{"name": "a", "arguments": {"x": 1}}]', ToolStyle.TAGGED, "required",
          ("", [("a", '{"x": 1}')])),
         ('{"city": "Köln"}', ToolStyle.BARE, NAMED, ("", [KOELN])),
-        ('{"city": "Kö', ToolStyle.BARE, NAMED, ('{"city": "Kö', [])),
+        ('{"city": "Kö', ToolStyle.BARE, NAMED, ("", [("weather", '{"city": "Kö')])),
     ],
 )  # fmt: skip
 @given(cuts=st.lists(st.integers(0, 300), max_size=5))

@@ -162,7 +162,7 @@ async def test_a_full_queue_answers_at_once_and_says_when_to_come_back(serve):
 
 
 async def test_a_full_server_refuses_before_it_reads_a_prompt(serve):
-    engine = ScriptedEngine(_then_waiting)
+    engine = ScriptedEngine(_then_waiting, retry_after_s=7.5)
     async with serve(engine, max_num_seqs=1, max_queued_requests=0) as served:
         exchange = AsgiExchange(served.app, CHAT, BODY | {"stream": True})
         running = asyncio.ensure_future(exchange.run())
@@ -173,4 +173,7 @@ async def test_a_full_server_refuses_before_it_reads_a_prompt(serve):
         await running
     assert response.status_code == 503
     assert error_of(response)["code"] == "server_overloaded"
+    # The engine's own estimate, and no constant in its place.
+    assert response.headers["retry-after"] == "8"
+    assert response.headers["retry-after-ms"] == "7500"
     assert len(engine.submitted) == 1

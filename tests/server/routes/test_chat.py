@@ -1,6 +1,5 @@
 """`POST /v1/chat/completions`: whole answers, streams, and everything a body can ask for."""
 
-import numpy as np
 import pytest
 
 from sampler import DecodingMode, Delta, FinishReason, TokenKind, TokenTrace
@@ -8,7 +7,6 @@ from tests.server.conftest import error_of, events
 from tests.server.scripted_engine import EOS, ScriptedEngine, saying, stats
 
 # As the engine computes with it.
-NINE_TENTHS = float(np.float32(0.9))
 
 pytestmark = pytest.mark.anyio
 
@@ -67,13 +65,13 @@ async def test_every_sampling_field_reaches_the_engine(serve):
     async with serve() as served:
         response = await served.chat(
             temperature=0.5,
-            top_p=0.9,
+            top_p=0.875,
             top_k=40,
-            min_p=0.1,
+            min_p=0.125,
             seed=7,
             presence_penalty=0.5,
             frequency_penalty=-0.5,
-            repetition_penalty=1.1,
+            repetition_penalty=1.25,
             logit_bias={"5": 2, "6": -100},
             stop_token_ids=[65],
             ignore_eos=True,
@@ -87,11 +85,10 @@ async def test_every_sampling_field_reaches_the_engine(serve):
         )
     params = served.engine.submitted[0].params
     assert response.status_code == 200
-    assert (params.temperature, params.top_p) == (0.5, NINE_TENTHS)
-    assert (params.top_k, params.min_p) == (40, float(np.float32(0.1)))
+    assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.5, 0.875, 40, 0.125)
     assert (params.seed, params.max_tokens, params.min_tokens) == (7, 9, 2)
     assert (params.presence_penalty, params.frequency_penalty) == (0.5, -0.5)
-    assert params.repetition_penalty == float(np.float32(1.1))
+    assert params.repetition_penalty == 1.25
     assert params.logit_bias == ((5, 2.0), (6, -100.0))
     assert params.stop_token_ids == (65,)
     assert params.ignore_eos
@@ -266,7 +263,7 @@ def _traced(request):
 async def test_a_trace_tells_how_each_token_came(serve):
     engine = ScriptedEngine(_traced, modes=("ar", "diffusion"))
     async with serve(engine) as served:
-        decoding = {"mode": "diffusion", "width": 8, "trace": True, "confidence": 0.9}
+        decoding = {"mode": "diffusion", "width": 8, "trace": True, "confidence": 0.875}
         whole = (await served.chat(decoding=decoding)).json()
         chunks = events(await served.chat(decoding=decoding, stream=True))
     tokens = [
@@ -277,7 +274,7 @@ async def test_a_trace_tells_how_each_token_came(serve):
     assert whole["choices"][0]["decoding"] == tokens
     assert chunks[1]["decoding"] == {"v": 1, "index": 0, "tokens": tokens}
     assert whole["usage"]["decoding"]["revised_tokens"] == 3
-    assert (asked.mode, asked.width, asked.confidence) == (DecodingMode.DIFFUSION, 8, NINE_TENTHS)
+    assert (asked.mode, asked.width, asked.confidence) == (DecodingMode.DIFFUSION, 8, 0.875)
 
 
 async def test_continuing_the_final_message_ends_the_prompt_with_it(serve):
@@ -331,3 +328,59 @@ async def test_unknown_fields_are_refused_with_strict_params(serve):
     assert response.status_code == 400
     assert error_of(response)["param"] == "foo"
     assert error_of(response)["code"] == "unknown_parameter"
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"reasoning_effort": "high", "verbosity": "low"}, "reasoning_effort, verbosity"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
+        ({"reasoning_effort": "none", "thinking": {"type": "disabled"}}, None),
+    ],
+)
+async def test_what_agents_always_send_is_ignored_by_name(serve, fields, named):
+    async with serve() as lenient:
+        response = await lenient.chat(**fields)
+    async with serve(strict_params=True) as strict:
+        refused = await strict.chat(**fields)
+    assert response.status_code == 200
+    assert response.headers.get("x-estuary-ignored-params") == named
+    assert refused.status_code == (200 if named is None else 400)
+    if named is not None:
+        assert error_of(refused)["code"] == "unsupported_parameter"
+        assert error_of(refused)["param"] == named.partition(",")[0]
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file"])
+async def test_parts_that_are_no_text_are_not_supported(serve, kind):
+    part = {"type": kind, kind: {"url": "data:,"}}
+    async with serve() as served:
+        response = await served.chat(messages=[{"role": "user", "content": [part]}])
+        other = await served.chat(messages=[{"role": "user", "content": [{"type": "txt"}]}])
+    assert response.status_code == 400
+    assert error_of(response)["code"] == "unsupported_parameter"
+    assert error_of(response)["param"] == "messages.0.content.0.type"
+    assert kind in error_of(response)["message"]
+    assert error_of(other)["code"] == "invalid_value"
+
+
+async def test_bad_words_are_never_drawn(serve):
+    async with serve() as served:
+        response = await served.chat(bad_words=["a", "b"], logit_bias={"97": 5, "99": 1})
+        refused = await served.chat(bad_words=["ab"])
+    assert response.status_code == 200
+    assert dict(served.engine.submitted[0].params.logit_bias) == {97: -1e9, 98: -1e9, 99: 1.0}
+    assert error_of(refused)["param"] == "bad_words"
+
+
+async def test_tokens_can_be_named_by_their_ids(serve):
+    wanted = {"return_tokens_as_token_ids": True}
+    async with serve() as served:
+        chat = await served.chat(logprobs=True, top_logprobs=1, **wanted)
+        text = await served.complete(logprobs=1, **wanted)
+    first = chat.json()["choices"][0]["logprobs"]["content"][0]
+    assert first["token"] == "token_id:104"
+    assert first["top_logprobs"][0]["token"].startswith("token_id:")
+    logprobs = text.json()["choices"][0]["logprobs"]
+    assert logprobs["tokens"][0] == "token_id:104"
+    assert all(name.startswith("token_id:") for top in logprobs["top_logprobs"] for name in top)

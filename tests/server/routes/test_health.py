@@ -102,3 +102,12 @@ async def test_the_operator_says_when_an_engine_is_stuck(serve):
         exchange.left.set()
         await running
     assert answers == [200, 503]
+
+
+async def test_ping_says_what_health_says(serve):
+    async with serve(api_key=["k"]) as served:
+        well = [await served.client.get("/ping"), await served.client.post("/ping")]
+        served.engine.die()
+        dead = await served.client.get("/ping")
+    assert [response.status_code for response in well] == [200, 200]
+    assert dead.status_code == 503

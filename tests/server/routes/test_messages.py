@@ -127,7 +127,6 @@ async def test_a_tool_may_be_forced(serve):
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": 1.5}, "temperature"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages.0.content.0"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 9}}, "thinking"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
     ],
 )

@@ -4,6 +4,7 @@ import pytest
 
 from tests.server.conftest import error_of
 from tests.server.scripted_engine import BOS, ScriptedEngine
+from weights import GenerationDefaults
 
 pytestmark = pytest.mark.anyio
 
@@ -83,3 +84,22 @@ async def test_embeddings_are_refused_by_name(serve, body):
     assert response.status_code == 400
     assert error_of(response)["code"] == "unsupported_parameter"
     assert "embeddings" in error_of(response)["message"]
+
+
+async def test_the_models_own_defaults_are_shown_and_used_where_a_body_is_silent(serve):
+    own = GenerationDefaults(temperature=0.5, top_k=7, repetition_penalty=1.25)
+    async with serve(generation=own) as served:
+        card = (await served.client.get("/v1/models")).json()["data"][0]
+        await served.chat()
+        await served.chat(temperature=0.25, top_k=0)
+        response = await served.client.post("/v1/responses", json={"input": "hi"})
+        message = {"role": "user", "content": "hi"}
+        await served.client.post("/v1/messages", json={"messages": [message], "max_tokens": 4})
+    silent, asked, *others = [request.params for request in served.engine.submitted]
+    defaults = {"temperature": 0.5, "top_k": 7, "top_p": 1.0, "min_p": 0.0,
+                "repetition_penalty": 1.25}  # fmt: skip
+    assert card["default_sampling"] == defaults
+    for params in (silent, *others):
+        assert {name: getattr(params, name) for name in defaults} == defaults
+    assert (asked.temperature, asked.top_k, asked.repetition_penalty) == (0.25, 0, 1.25)
+    assert response.json()["temperature"] == 0.5

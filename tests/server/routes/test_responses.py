@@ -112,7 +112,6 @@ async def test_a_schema_and_a_forced_call_reach_the_engine(serve):
          "input.0.content.0.type"),
         ({"input": "a", "previous_response_id": "x"}, "previous_response_id"),
         ({"input": "a", "background": True}, "background"),
-        ({"input": "a", "reasoning": {"effort": "high"}}, "reasoning"),
         ({"input": "a", "max_output_tokens": 0}, "max_output_tokens"),
         ({"input": "a", "text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
         ({"input": "a", "tools": [{"type": "web_search"}]}, "tools.0.type"),
@@ -132,3 +131,24 @@ async def test_a_failure_in_a_stream_is_an_error_event(serve):
     last = response.text.strip().split("\n\n")[-1]
     assert last.startswith("event: error\n")
     assert json.loads(last.partition("data: ")[2])["code"] == "internal_error"
+
+
+async def test_every_way_of_choosing_tokens_is_taken(serve):
+    fields = {
+        "min_p": 0.125, "presence_penalty": 0.5, "frequency_penalty": -0.5,
+        "repetition_penalty": 1.25, "logit_bias": {"5": 2.0}, "stop_token_ids": [65],
+        "ignore_eos": True, "min_tokens": 2, "allowed_token_ids": [1, 2], "top_k": 3, "seed": 7,
+        "guided_regex": "a+",
+    }  # fmt: skip
+    async with serve() as served:
+        response = await served.client.post(
+            "/v1/responses", json={"input": "hi", "priority": 3, "stop": "x", **fields}
+        )
+    assert response.status_code == 200, response.text
+    params = served.engine.submitted[0].params
+    for name in set(fields) - {"logit_bias", "guided_regex"}:
+        wanted = tuple(fields[name]) if isinstance(fields[name], list) else fields[name]
+        assert getattr(params, name) == wanted, name
+    assert params.logit_bias == ((5, 2.0),)
+    assert params.grammar.text == "a+"
+    assert served.engine.submitted[0].priority == 3

@@ -1,6 +1,9 @@
 """`complete` and `bench` around a scripted engine, and where models come from."""
 
 import json
+import subprocess
+import sys
+from importlib import import_module
 
 import pytest
 
@@ -8,17 +11,18 @@ from sampler import DecodingMode, EngineConfig
 from sampler.engine_process import load_engine
 from server.settings import SettingsError, load_settings
 from server.shell.bench import BenchLoad, bench, percentile
-from server.shell.cli import main
+from server.shell.cli import COMMANDS, main
 from server.shell.model_source import (
-    TextSide,
     engine_config,
     find_model,
     model_name,
-    read_text_side,
+    read_model_text,
 )
 from server.shell.one_answer import CompleteOptions, complete
+from server.translate.model_text import ModelText
 from tests.end_to_end.conftest import write_checkpoint
 from tests.server.scripted_engine import ScriptedEngine, saying, template
+from weights import CheckpointError
 
 
 def _options(**changes):
@@ -36,8 +40,8 @@ def _options(**changes):
 
 async def _complete(tokenizer, engine, options):
     written = []
-    text_side = TextSide(tokenizer, template())
-    usage = await complete(engine, text_side, load_settings({}), options, write=written.append)
+    text = ModelText(tokenizer, template())
+    usage = await complete(engine, text, load_settings({}), options, write=written.append)
     return "".join(written), usage
 
 
@@ -71,6 +75,91 @@ async def test_complete_refuses_what_cannot_be_served(tokenizer, changes):
     with pytest.raises(ValueError, match=r"max_tokens|temperature|decoding|prompt"):
         await _complete(tokenizer, engine, _options(**changes))
     assert engine.stopped_with == [0.0]
+
+
+def _started(*arguments):
+    command = [sys.executable, "-c", f"import server.shell.cli as cli; cli.main({[*arguments]})"]
+    names = "import sys; print(*sorted({n.partition('.')[0] for n in sys.modules}))"
+    command[2] = f"""import atexit
+def tell():
+    {names}
+atexit.register(tell)
+{command[2]}"""
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    said, _, modules = ended.stdout.strip().rpartition("\n")
+    return ended, said, set(modules.split())
+
+
+@pytest.mark.parametrize("flag", ["--version", "--help"])
+def test_what_needs_no_model_imports_nothing_heavy(flag):
+    ended, said, modules = _started(flag)
+    assert ended.returncode == 0
+    assert "estuary" in said
+    assert not modules & {"torch", "fastapi", "pydantic", "weights", "sampler", "numpy", "yaml"}
+
+
+def test_a_misspelt_command_is_answered_at_once_with_what_was_meant():
+    ended, _, modules = _started("srve")
+    assert ended.returncode == 2
+    assert "did you mean serve?" in ended.stderr
+    assert "torch" not in modules
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["serve", "--prot", "9"], "--port"),
+        (["bench", "--num-request", "9", "--max-num-seq=3", "--devise", "cpu"], "--device"),
+        (["serve", "--device", "cda"], "cuda"),
+    ],
+)
+def test_misspelt_flags_and_values_name_what_was_meant(arguments, meant, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    assert f"did you mean {meant}?" in capsys.readouterr().err
+
+
+def test_nothing_is_suggested_where_nothing_is_near(capsys):
+    with pytest.raises(SystemExit):
+        main(["fetch", "--zzzzzz"])
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_the_table_of_commands_says_what_each_one_is():
+    for name, command in COMMANDS.items():
+        module = import_module(f"server.shell.{command.module}")
+        assert callable(module.run), name
+        assert callable(module.add_flags), name
+    assert set(COMMANDS) == {"serve", "fetch", "complete", "bench", "score", "convert", "train"}
+
+
+def test_defaults_come_from_the_checkpoint_else_from_the_family(golden, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "dream").mkdir()
+    model = write_checkpoint(golden, "llama", tmp_path / "own")
+    silent = load_settings({"model": str(model)})
+    assert read_model_text(model, silent).generation.temperature == 1.0
+    (model / "generation_config.json").write_text('{"temperature": 0.5, "top_k": 7}')
+    read = read_model_text(model, silent).generation
+    assert (read.temperature, read.top_k, read.top_p) == (0.5, 7, None)
+    dream = write_checkpoint(golden, "dream", tmp_path / "dream")
+    own = load_settings({"model": str(dream)})
+    assert read_model_text(dream, own).generation.temperature == 0.0
+
+
+def test_the_embedded_model_has_its_authors_temperature(golden, tmp_path):
+    model = write_checkpoint(golden, "llama", tmp_path)
+    embedded = load_settings({"canvas_adapter": "none"})
+    read = read_model_text(model, embedded).generation
+    assert (read.temperature, read.top_p) == (0.2, 0.9)
+
+
+def test_defaults_that_no_request_could_have_are_refused_by_name(golden, tmp_path):
+    model = write_checkpoint(golden, "llama", tmp_path)
+    (model / "generation_config.json").write_text('{"temperature": -1.0}')
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: temperature"):
+        read_model_text(model, load_settings({"model": str(model)}))
 
 
 def _load(**changes):
@@ -218,7 +307,7 @@ def test_what_a_checkpoint_does_not_say_is_said_to_engine_and_text_side_alike(go
     model = write_checkpoint(golden, "sdar", tmp_path)
     flags = {"model": str(model), "mask_token_id": 7, "block_length": 8}
     settings = load_settings(flags)
-    rule = read_text_side(model, settings).rule
+    rule = read_model_text(model, settings).rule
     config = engine_config(settings, model)
     assert (rule.mask_token_id, rule.block_length) == (7, 8)
     assert (config.mask_token_id, config.block_length) == (7, 8)

@@ -104,6 +104,25 @@ async def test_the_engines_numbers_are_shown(serve):
     assert samples["vllm:spec_decode_num_draft_tokens_total"][0].value == 0
 
 
+async def test_a_benchmark_of_vllm_finds_what_drafting_did(serve):
+    engine = ScriptedEngine(modes=("ar", "diffusion", "speculative"))
+    engine.metrics.canvases_opened = 99
+    engine.metrics.tokens_diffusion = 10
+    for offered, confirmed, by_canvas in ((4, 3, True), (4, 1, True), (2, 2, False), (0, 0, True)):
+        engine.metrics.observe_round(offered=offered, confirmed=confirmed, by_canvas=by_canvas)
+    async with serve(engine) as served:
+        samples = await _samples(served)
+    per_place = {
+        sample.labels["position"]: sample.value
+        for sample in samples["vllm:spec_decode_num_accepted_tokens_per_pos_total"]
+    }
+    assert samples["vllm:spec_decode_num_drafts_total"][0].value == 3
+    assert samples["vllm:spec_decode_num_draft_tokens_total"][0].value == 10
+    assert samples["vllm:spec_decode_num_accepted_tokens_total"][0].value == 6
+    assert per_place == {"0": 3, "1": 2, "2": 1}
+    assert samples["vllm:diffusion_num_committed_tokens_total"][0].value == 10 + 4
+
+
 async def test_a_model_that_does_not_draft_has_no_such_series(serve):
     async with serve() as served:
         samples = await _samples(served)
