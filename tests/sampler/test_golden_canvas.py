@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sampler.spans.rank_spans import RankSchedule
+from sampler.spans.rank_schedule import RankSchedule
 from sampler.state.sequence_table import Stage
 from tests.sampler.golden_engine import golden_cases, golden_engine, golden_model
 from tests.tiny import request, run_all
@@ -23,7 +23,7 @@ def drafting_steps(engine, one):
         stage = Stage(int(table.stage[0]))
         drafted = engine.metrics.rows_drafted
         if not engine.scheduler.num_seated:
-            engine.scheduler._admit(0.0)
+            engine.scheduler._admit(0.0, None)
             before, stage = table.is_open[0].copy(), Stage(int(table.stage[0]))
         output = engine.step()
         for delta in output.deltas:
@@ -326,7 +326,7 @@ def test_bd3lm_gives_the_golden_tokens_with_the_recorded_positions(name, monkeyp
         position = next(chosen)
         return scores.is_open & (scores.positions == position)
 
-    monkeypatch.setattr("sampler.outcome.canvas_acceptance.accept", recorded)
+    monkeypatch.setattr("sampler.spans.canvas_acceptance.accept", recorded)
     engine = golden_engine(golden_model("bd3lm"))
     one = request(
         "x",
@@ -363,7 +363,7 @@ def run_unconditional(engine, schedule, length):
     """Decode without a prompt: seat a request, then take its prompt token away again."""
     one = request("x", [0], max_tokens=length, decoding={"mode": "diffusion"})
     engine.submit(one)
-    engine.scheduler._admit(0.0)
+    engine.scheduler._admit(0.0, None)
     table = engine.table
     table.prompt_length[0] = table.final[0] = table.canvas_stop[0] = 0
     table.prompt_stop[0] = table.emitted[0] = 0
