@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kernels import KVCache, ProductChoice, allocate_kv_cache, page_bytes
-from sampler.balance.balance import Balance, branch_costs, canvas_costs, rank_costs
+from sampler.balance.balance import Balance
 from sampler.balance.step_time import StepShape, StepTimeModel
 from sampler.border.engine_config import EngineConfig
 from sampler.border.engine_metrics import EngineMetrics
@@ -22,18 +22,14 @@ from sampler.outcome.advance import Advance
 from sampler.scheduler import Scheduler
 from sampler.seats.constraint import Grammars
 from sampler.seats.prediction import check_prediction
-from sampler.spans.canvas_spans import CanvasSpans
-from sampler.spans.latent_spans import LatentSpans
 from sampler.spans.plan import Plan
-from sampler.spans.rank_spans import RankSpans
+from sampler.spans.scored import HostScores
+from sampler.spans.span_rule import SpanRule, StepLimits
 from sampler.spans.span_rules import span_rule_for
-from sampler.spans.whole_spans import WholeSpans
-from sampler.spans.window_spans import WindowSpans
-from sampler.state.decoding import Mode, resolve_decoding
-from sampler.state.latent_table import LatentTable
+from sampler.state.decoding import resolve_decoding
 from sampler.state.sequence_table import SequenceTable
 from sampler.step.ratio_acceptance import ratio_step
-from sampler.step.runner import HostScores, StepRunner
+from sampler.step.runner import StepRunner
 from sampler.step.score_spec import Vocabulary, build_score_spec
 from sampler.step.step_buffer import StepBuffer
 from sampler.step.step_input import StepInput, build_step_input
@@ -94,15 +90,7 @@ class Engine:
         self.vocabulary = vocabulary
         self.family = rule
         self.rule = span_rule_for(rule)
-        self.table = SequenceTable(
-            num_seats=config.max_sequences,
-            max_context=limits.context_length,
-            page_size=config.page_size,
-            any_order=isinstance(self.rule, RankSpans | WindowSpans),
-        )
-        if isinstance(self.rule, LatentSpans):
-            self.table.latents = LatentTable(config.max_sequences)
-            self.table.most_entries = limits.num_pages * config.page_size
+        self.table = _table_for(self.rule, config, limits)
         self.step_time = StepTimeModel()
         self.scheduler = Scheduler(
             table=self.table,
@@ -196,14 +184,12 @@ class Engine:
 
     def reset(self) -> None:
         """Forget the metrics and every page that nobody owns, as after warming up."""
-        self.scheduler.pool.drop_idle()
         # What steps take is kept; what texts are like is not, as warming up has none.
-        self.scheduler.balance = self._new_balance()
-        self.scheduler.prefix_queries = self.scheduler.prefix_hits = 0
+        self.scheduler.begin_anew(self._new_balance())
         self.metrics = EngineMetrics(
             pages_total=self.metrics.pages_total, page_size=self.metrics.page_size
         )
-        self.advance.metrics = self.metrics
+        self.advance = Advance(self.scheduler, self.vocabulary, self.metrics)
 
     def step(self) -> StepOutput:
         """Plan, run and apply one step; without work, only report.
@@ -363,30 +349,17 @@ class Engine:
             )
 
     def _check_decoding(self, request: Request) -> None:
-        params = request.params
-        decoding = resolve_decoding(params, self.family)
-        if isinstance(self.rule, WholeSpans):
-            # A refresh runs the whole text in one step.
-            limit, extra = self.config.max_rows, 0
-        elif isinstance(self.rule, RankSpans) and decoding.mode is Mode.SPECULATIVE:
-            # The masks that check proposals lie behind all of them.
-            limit, extra = self.scheduler.pool.num_pages * self.table.page_size, decoding.width
-        else:
-            return
-        if len(request.prompt) + len(request.suffix) + params.max_tokens + extra > limit:
-            raise PromptTooLong(
-                prompt_tokens=len(request.prompt) + len(request.suffix),
-                max_tokens=params.max_tokens,
-                limit_tokens=limit - extra,
-            )
+        decoding = resolve_decoding(request.params, self.family)
+        limits = StepLimits(
+            max_rows=self.config.max_rows,
+            max_entries=self.scheduler.pool.num_pages * self.table.page_size,
+        )
+        self.rule.check(request, decoding, limits)
 
     def _new_balance(self) -> Balance | None:
         """The balance of a family that can verify drafts; others have nothing to choose."""
-        if isinstance(self.rule, LatentSpans):
-            costs = branch_costs()
-        elif isinstance(self.rule, CanvasSpans | RankSpans):
-            costs = rank_costs() if isinstance(self.rule, RankSpans) else canvas_costs()
-        else:
+        costs = self.rule.round_costs
+        if costs is None:
             return None
         return Balance(num_seats=self.config.max_sequences, costs=costs, step_time=self.step_time)
 
@@ -440,6 +413,18 @@ class Engine:
             metrics.width_switches = balance.counts.num_switches
             metrics.width_probes = balance.counts.num_probes
             metrics.width_handovers = balance.counts.num_handed_to_ar
+
+
+def _table_for(rule: SpanRule, config: EngineConfig, limits: EngineLimits) -> SequenceTable:
+    """Seats for what the span rule keeps of a sequence."""
+    return SequenceTable(
+        num_seats=config.max_sequences,
+        max_context=limits.context_length,
+        page_size=config.page_size,
+        has_order=rule.has_order,
+        latents=rule.new_latents(config.max_sequences),
+        most_entries=limits.num_pages * config.page_size,
+    )
 
 
 def _refusal(request: Request, error: Exception | None) -> Delta:

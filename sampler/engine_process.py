@@ -36,11 +36,11 @@ from sampler.border.messages import (
     decode_to_engine,
     encode_frame,
 )
-from sampler.border.request import DecodingMode, DecodingParams, Request, SamplingParams
+from sampler.border.request import DecodingParams, Request, SamplingParams
 from sampler.engine import Engine, EngineLimits, cache_for, model_info
 from sampler.memory_limit import check_cache_bytes, memory_bytes
 from sampler.seats.constraint import Grammars
-from sampler.spans.latent_spans import LatentSpans
+from sampler.spans.span_rule import WarmUpShape
 from sampler.step.graph_runner import GraphRunner, graph_runner
 from sampler.step.latent_store import LatentStore
 from sampler.step.runner import Runner
@@ -64,9 +64,6 @@ _WARM_UP_SHAPES = (
     (1, 64), (16, 16), (128, 2), (1, 256), (64, 8), (256, 1), (1, 1024), (4, 64), (8, 32),
     (1, 2048),
 )  # fmt: skip
-# The same, and the width of their drafts, of models whose drafting rows hold latents.
-_LATENT_SHAPES = ((1, 32, 3), (1, 1, 2), (1, 8, 5), (4, 4, 3), (16, 4, 2), (1, 16, 8))
-_LATENT_TOKENS = 12
 # How often an engine that has nothing else to do looks whether a grammar is compiled.
 _COMPILING_S = 0.005
 # How often an idle engine tells the API process that it is alive.
@@ -224,43 +221,41 @@ def warm_up(engine: Engine, *, clock: Callable[[], float] = time.monotonic) -> N
     start what a row costs here. Stops after a time; what is left is learned while serving.
     """
     started_s = clock()
-    longest = min(engine.context_length - _LATENT_TOKENS, engine.config.max_rows)
     number = 0
     last_rows, last_s = 1, 0.0
-    for count, length, decoding in _warm_up_shapes(engine):
-        if length > longest or count > engine.config.max_sequences:
+    for shape in _warm_up_shapes(engine):
+        most_tokens = shape.max_tokens or _WARM_UP_TOKENS
+        longest = min(engine.context_length - most_tokens, engine.config.max_rows)
+        if shape.length > longest or shape.count > engine.config.max_sequences:
             continue
         # A step is never begun that would, by the last one's pace, end after the time is up.
         begun_s = clock()
-        if last_s * max(1.0, count * length / last_rows) > _WARM_UP_S - (begun_s - started_s):
+        num_rows = shape.count * shape.length
+        if last_s * max(1.0, num_rows / last_rows) > _WARM_UP_S - (begun_s - started_s):
             continue
-        tokens = _WARM_UP_TOKENS if decoding.width is None else _LATENT_TOKENS
-        for _ in range(count):
+        for _ in range(shape.count):
             # Prompts that begin differently share no pages, so that all of their rows run.
             first = number % engine.vocabulary.size
             params = SamplingParams(
-                max_tokens=tokens, ignore_eos=True, temperature=1.0, decoding=decoding
+                max_tokens=most_tokens, ignore_eos=True, temperature=1.0, decoding=shape.decoding
             )
-            prompt = (first,) + (0,) * (length - 1)
+            prompt = (first,) + (0,) * (shape.length - 1)
             engine.submit(Request(id=f"warm-up-{number}", prompt=prompt, params=params))
             number += 1
         while engine.has_work:
             engine.step()
-        last_rows, last_s = count * length, clock() - begun_s
+        last_rows, last_s = num_rows, clock() - begun_s
         if clock() - started_s > _WARM_UP_S:
             break
     engine.step_time.fit()
     engine.reset()
 
 
-def _warm_up_shapes(engine: Engine) -> Iterator[tuple[int, int, DecodingParams]]:
-    """(requests at a time, prompt tokens, decoding) of what warming up runs."""
-    if isinstance(engine.rule, LatentSpans) and "speculative" in engine.family.modes:
-        for count, length, width in _LATENT_SHAPES:
-            decoding = DecodingParams(mode=DecodingMode.SPECULATIVE, width=width, drafts="canvas")
-            yield count, length, decoding
+def _warm_up_shapes(engine: Engine) -> Iterator[WarmUpShape]:
+    """What warming up runs: what the family asks for first, then the usual shapes."""
+    yield from engine.rule.warm_up(engine.family.modes)
     for count, length in _WARM_UP_SHAPES:
-        yield count, length, DecodingParams()
+        yield WarmUpShape(count, length, DecodingParams())
 
 
 def serve(channel: EngineChannel, engine: Engine) -> None:

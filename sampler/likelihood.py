@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import KVCache, PagedBatch, ScoreSpec, allocate_kv_cache, score_rows
-from sampler.spans.rank_spans import draw_schedule
+from sampler.spans.rank_schedule import draw_schedule
 from weights.families import FamilyRule, Order, Settle
 from weights.network.interface import Network, NetworkInput
 

@@ -21,10 +21,7 @@ from sampler.seats.constraint import CompiledGrammar
 from sampler.seats.prediction import begin_proposals, endings_for, proposer_for
 from sampler.seats.seat_record import SeatRecord
 from sampler.seats.waiting_queue import WaitingQueue
-from sampler.spans.canvas_spans import CanvasSpans
-from sampler.spans.latent_spans import LatentSpans
 from sampler.spans.plan import Plan
-from sampler.spans.rank_spans import RankSpans
 from sampler.spans.span_rule import SpanRule
 from sampler.state.decoding import Lookup, resolve_decoding
 from sampler.state.sequence_table import IntArray, SeatState, SequenceTable
@@ -111,7 +108,7 @@ class Scheduler:
             for page in self.table.pages[seat, : self.table.num_pages[seat]].tolist():
                 self._forget_page(page)
         self._give_back_pages(seat)
-        self.table.state[seat] = SeatState.EMPTY
+        self.table.empty(seat)
         self.records[seat] = None
         del self._seat_of[record.request.id]
 
@@ -124,6 +121,15 @@ class Scheduler:
         if self.balance is not None:
             self.balance.begin_step(self.undo)
         self._admitting = None
+
+    def begin_anew(self, balance: Balance | None) -> None:
+        """Forget every page that nobody owns and what was counted, as after warming up.
+
+        balance: knows nothing of texts yet
+        """
+        self.pool.drop_idle()
+        self.balance = balance
+        self.num_preemptions = self.prefix_queries = self.prefix_hits = 0
 
     def requests_of_step(self, only: Collection[str] | None) -> list[str]:
         """Who may have part in the step that is being planned, most urgent first."""
@@ -157,7 +163,7 @@ class Scheduler:
         """Record that a step ran: what it settled is in the cache, complete pages get keys."""
         table = self.table
         settles = plan.settle_stop > plan.first
-        table.settled[plan.seats[settles]] = plan.settle_stop[settles]
+        table.settle(plan.seats[settles], plan.settle_stop[settles])
         if self.prefix_cache is None:
             return
         complete = plan.settle_stop // table.page_size
@@ -193,7 +199,7 @@ class Scheduler:
         guessed: seats that verify guesses and draft nothing
         """
         rule, table = self.rule, self.table
-        if self.balance is None or not isinstance(rule, CanvasSpans | RankSpans | LatentSpans):
+        if self.balance is None:
             return
         starts = rule.starts_round(table, seats) & ~np.isin(seats, guessed)
         starting = seats[starts]
@@ -240,10 +246,8 @@ class Scheduler:
         for seat in table.paused().tolist():
             if not self._has_room(int(table.canvas_stop[seat])):
                 return
-            table.state[seat] = SeatState.RUNNING
+            table.resume(seat)
             self._reuse_prefix(seat)
-            table.prompt_stop[seat] = table.final[seat]
-            table.needs_refresh[seat] = True
 
     def _admit(self, now_s: float, only: Collection[str] | None) -> None:
         """Seat waiting requests while there are seats and room for their prompts."""
@@ -262,12 +266,12 @@ class Scheduler:
             if seed is None:
                 seed = self._draw_seed()
             decoding = resolve_decoding(request.params, self.family)
-            seat = table.seat(request, decoding, number=entry.number, seed=seed)
-            table.room[seat] = self.rule.room(
+            room = self.rule.room(
                 request,
                 block_length=decoding.block_length,
                 context_length=table.max_context,
             )
+            seat = table.seat(request, decoding, number=entry.number, seed=seed, room=room)
             is_beside = decoding.lookup is Lookup.BESIDE
             self.records[seat] = SeatRecord(
                 request=request,
@@ -336,7 +340,7 @@ class Scheduler:
             self.pool.share(page)
             table.add_page(seat, page)
         record.page_key, record.num_keyed = key, len(pages)
-        table.settled[seat] = len(pages) * table.page_size
+        table.settle(seat, len(pages) * table.page_size)
         self.prefix_queries += len(text)
         self.prefix_hits += int(table.settled[seat])
         return int(table.settled[seat])
@@ -413,7 +417,7 @@ class Scheduler:
         log.info("preempting request %s to free its pages", record.request.id)
         self.undo.note_values(record, "num_preemptions")
         self._give_back_pages(seat)
-        self.table.state[seat] = SeatState.PAUSED
+        self.table.pause(seat)
         record.num_preemptions += 1
         self.num_preemptions += 1
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from sampler.spans.scored import HostScores
 from sampler.state.sequence_table import IntArray
-from sampler.step.runner import HostScores
 
 # Raised by a device whose state is unknown from then on.
 _DEVICE_ERRORS = (torch.AcceleratorError,)

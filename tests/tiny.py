@@ -8,7 +8,7 @@ import torch
 from sampler.border.engine_config import EngineConfig
 from sampler.border.request import DecodingMode, DecodingParams, EvoParams, Request, SamplingParams
 from sampler.engine import Engine, EngineLimits
-from sampler.step.runner import HostScores
+from sampler.spans.scored import HostScores
 from sampler.step.score_spec import Vocabulary
 from weights.families import FamilyRule
 

@@ -18,14 +18,14 @@ from sampler.border.request import (
 )
 from sampler.scheduler import Scheduler
 from sampler.seats.seat_record import SeatRecord
+from sampler.spans.scored import HostScores, ScoredRows
 from sampler.state.decoding import Mode
 from sampler.state.sequence_table import NEVER_EDIT, TOKEN_KINDS, IntArray, Stage
-from sampler.step.runner import HostScores
 from sampler.step.score_spec import Vocabulary
-from sampler.step.step_input import ScoredRows
 
 _T = TypeVar("_T")
 
+_ONE_BY_AR = np.array([kind is TokenKind.AR for kind in TOKEN_KINDS], dtype=np.int64)
 _VERIFIED = TOKEN_KINDS.index(TokenKind.VERIFIED)
 
 
@@ -109,15 +109,14 @@ class DeltaWriter:
         return ends
 
     def _plain(self, seats: IntArray, tokens: NDArray[np.int32]) -> TokenBatch:
-        self.table.emitted[seats] += 1
-        self.table.kind_counts[seats, 0] += 1
+        self.table.emit(seats, self.table.emitted[seats] + 1, _ONE_BY_AR)
         records = self.scheduler.records
         ids = [record.request.id for seat in seats.tolist() if (record := records[seat])]
         return TokenBatch(request_ids=ids, token_ids=tokens.tolist())
 
     def _delta(self, seat: int, now_s: float) -> Delta | None:
         """Everything of a sequence that can be sent, or None when there is nothing to say."""
-        table, record = self.table, self._record(seat)
+        table, record, notes = self.table, self._record(seat), self.table.notes[seat]
         start = int(table.emitted[seat])
         stop, finish = self._sendable(seat, start)
         frame = self._frame(seat) if record.request.params.decoding.frames else None
@@ -128,14 +127,13 @@ class DeltaWriter:
             record.first_token_s = now_s
         token_ids = tuple(table.tokens[seat, start:stop].tolist())
         kinds = np.bincount(table.kinds[seat, start:stop], minlength=len(TOKEN_KINDS))
-        table.kind_counts[seat] += kinds
-        table.emitted[seat] = stop
+        table.emit(seat, stop, kinds)
         failure = _failure(record) if finish is FinishReason.ERROR else None
         delta = Delta(
             request_id=record.request.id,
             token_ids=token_ids,
-            logprobs=_taken(record.pending_logprobs, start, stop),
-            trace=_taken(record.pending_trace, start, stop),
+            logprobs=_taken(notes.logprobs, start, stop),
+            trace=_taken(notes.trace, start, stop),
             prompt_logprobs=tuple(record.prompt_logprobs) if first and stop > start else (),
             frame=frame,
             finish=finish,

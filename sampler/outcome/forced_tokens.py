@@ -8,11 +8,10 @@ allows several ways to cut a text into tokens, and AR chooses among them.
 
 import numpy as np
 
-from sampler.border.request import TokenKind, TokenLogprob, TokenTrace, has_penalties
+from sampler.border.request import TokenKind, TokenLogprob, TokenTrace
 from sampler.seats.seat_record import SeatRecord
-from sampler.state.sequence_table import TOKEN_KINDS, SequenceTable
-
-_DIFFUSION = TOKEN_KINDS.index(TokenKind.DIFFUSION)
+from sampler.state.notes import SeatNotes
+from sampler.state.sequence_table import SequenceTable
 
 
 def pin_forced(seat: int, record: SeatRecord, table: SequenceTable, *, mask_id: int | None) -> int:
@@ -25,13 +24,16 @@ def pin_forced(seat: int, record: SeatRecord, table: SequenceTable, *, mask_id: 
     if room == 0 or first - length != constraint.num_consumed:
         return 0
     forced = constraint.take_forced(room, but=mask_id)
-    for offset, token in enumerate(forced):
-        _note(record, first + offset, token, step=int(table.steps[seat]) - 1)
-    filled = slice(first, first + len(forced))
-    table.tokens[seat, filled] = forced
-    table.is_open[seat, filled] = False
-    table.kinds[seat, filled] = _DIFFUSION
-    table.confidence[seat, filled] = 1.0
+    positions = np.arange(first, first + len(forced))
+    table.fill(
+        np.full(positions.size, seat),
+        positions,
+        np.array(forced, dtype=np.int32),
+        kind=TokenKind.DIFFUSION,
+        confidence=1.0,
+    )
+    for position, token in zip(positions.tolist(), forced, strict=True):
+        _note(record, table.notes[seat], position, token, step=int(table.steps[seat]) - 1)
     return len(forced)
 
 
@@ -47,14 +49,10 @@ def _frontier(seat: int, table: SequenceTable) -> tuple[int, int]:
     return start + first, behind.size if behind.all() else int(np.argmin(behind))
 
 
-def _note(record: SeatRecord, position: int, token: int, *, step: int) -> None:
+def _note(record: SeatRecord, notes: SeatNotes, position: int, token: int, *, step: int) -> None:
     """What the request wants to know of a token that could be no other."""
     params = record.request.params
-    if has_penalties(params):
-        record.token_counts[token] += 1
     if params.logprobs is not None:
-        record.pending_logprobs[position] = TokenLogprob(token_id=token, logprob=0.0)
+        notes.logprobs[position] = TokenLogprob(token_id=token, logprob=0.0)
     if params.decoding.trace:
-        record.pending_trace[position] = TokenTrace(
-            step=step, kind=TokenKind.DIFFUSION, uncertainty=0.0
-        )
+        notes.trace[position] = TokenTrace(step=step, kind=TokenKind.DIFFUSION, uncertainty=0.0)

@@ -1,8 +1,8 @@
 """Proposals that no network drafts: known text, and what followed the same words before.
 
 A `Proposer` guesses how one sequence goes on. The guesses ride behind the token that is about to
-settle, one row each, and count as far as the model's own draw agrees (`Advance._verify`). So the
-answer is the one that `ar` gives whatever is guessed; good guesses only take fewer forwards.
+settle, one row each, and count as far as the model's own draw agrees (`drawn_tokens.verify`). So
+the answer is the one that `ar` gives whatever is guessed; good guesses only take fewer forwards.
 
 Guesses come from a predicted text that the client sent (OpenAI's `prediction`), and from the
 sequence itself (prompt lookup: the tokens that followed the last occurrence of its ending. From:
@@ -316,15 +316,10 @@ def begin_proposals(
         )
         if guesses.size == 0:
             continue
-        stop = final + guesses.size
-        table.undo.note_part(table, (seat, slice(final, stop)), "tokens", "confidence")
-        table.tokens[seat, final:stop] = guesses
         # No network has said how probable they are.
-        table.confidence[seat, final:stop] = 0.0
-        table.canvas_stop[seat] = stop
-        table.stage[seat] = Stage.VERIFY
+        table.propose_behind(seat, guesses, 0.0)
         # No round of drafts is under way.
-        table.round_width[seat] = table.num_drafts[seat] = 0
+        table.plan_drafts(seat, 0, widths=0)
         guessed.append(seat)
         left -= guesses.size
     return guessed

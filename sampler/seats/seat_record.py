@@ -1,9 +1,8 @@
 """`SeatRecord`: what the engine remembers of a seated request beside the arrays."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 
-from sampler.border.request import Request, RequestStats, TokenLogprob, TokenTrace
+from sampler.border.request import Request, RequestStats, TokenLogprob
 from sampler.seats.constraint import Constraint
 from sampler.seats.prediction import Endings, Proposer
 
@@ -15,11 +14,10 @@ class SeatRecord:
     stop_ids:        tokens that end the answer, the model's own among them unless ignored
     page_key:        prefix-cache key of the last page that has one
     num_keyed:       pages that have a key
-    token_counts:    how often each token stands in the answer, kept only for penalties
     constraint:      the state of the answer's grammar, if it has one
     proposer:        guesses how the answer goes on, if there is anything to guess from
     endings:         of the text, where a canvas's drafts give way to what it repeats
-    pending_*:       reported with the next delta
+    prompt_logprobs: reported with the first delta
     """
 
     request: Request
@@ -35,9 +33,6 @@ class SeatRecord:
     first_token_s: float = 0.0
     num_preemptions: int = 0
     num_revised: int = 0
-    token_counts: Counter[int] = field(default_factory=Counter)
-    pending_logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
-    pending_trace: dict[int, TokenTrace] = field(default_factory=dict)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
     def stats(

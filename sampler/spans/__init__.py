@@ -1,5 +1,5 @@
-"""Span rules: what a sequence wants to run next, and the plan that holds it.
+"""Span rules: what a sequence wants to run next, and what follows from its scores.
 
-Used by others: `CanvasSpans`, `LatentSpans`, `Plan`, `RankSpans`, `SpanRule`, `WholeSpans`,
-`WindowSpans`, `draw_schedule`, `span_rule_for`.
+Used by others: `Fill`, `HostScores`, `Plan`, `Round`, `RowKind`, `ScoredRows`, `SpanRule`,
+`StepLimits`, `StepOutcome`, `StepScores`, `WarmUpShape`, `draw_schedule`, `span_rule_for`.
 """

@@ -9,23 +9,28 @@ finished block in the step that drafts the next one.
 import numpy as np
 from numpy.typing import NDArray
 
+from sampler.balance.balance import canvas_costs
 from sampler.border.request import Request
+from sampler.spans.drawn_tokens import accept, append, draft_rows, draw_singles, propose, verify
+from sampler.spans.full_canvas import close_after_step, close_full
 from sampler.spans.plan import Plan
+from sampler.spans.scored import RowKind, StepScores
+from sampler.spans.span_rule import SpanRule
+from sampler.spans.step_outcome import SeatedRequests, StepOutcome
 from sampler.state.decoding import Mode
 from sampler.state.sequence_table import IntArray, SequenceTable, Stage
 from weights.families import FamilyRule, Grid, Settle, Speaks
 
 
-class CanvasSpans:
+class CanvasSpans(SpanRule):
     """Spans of a family with a canvas at the end of each text."""
-
-    decides_by_position = True
 
     def __init__(self, rule: FamilyRule) -> None:
         self.rule = rule
         self.settled_speak_of_next = rule.settled_speaks_of is Speaks.NEXT
         self.drafts_speak_of_next = rule.draft_speaks_of is Speaks.NEXT
         self.suppresses_mask = rule.suppresses_mask
+        self.round_costs = canvas_costs()
         self._settles_blocks = rule.settle is Settle.BLOCK
         self._grid_is_absolute = rule.grid is Grid.ABSOLUTE
 
@@ -42,56 +47,32 @@ class CanvasSpans:
             return
         length = len(request.prompt)
         whole = length // int(table.block_length[seat]) * int(table.block_length[seat])
-        table.final[seat] = table.canvas_stop[seat] = table.prompt_stop[seat] = whole
+        table.start_at(seat, whole)
         self.open_canvas(table, seat)
 
     def open_canvas(self, table: SequenceTable, seat: int) -> None:
         """Open the block after what is final; a seeded family settles first to get its seed."""
         start, length = int(table.final[seat]), int(table.prompt_length[seat])
         if self.rule.seeded and start >= length:
-            table.stage[seat] = Stage.SETTLE
+            table.set_stage(seat, Stage.SETTLE)
             return
         self._open_from(table, seat, known=max(start, length))
-
-    def open_seeded(self, table: SequenceTable, seat: int) -> None:
-        """Open all of the block but its first position."""
-        self._open_from(table, seat, known=int(table.final[seat]) + 1)
 
     def _open_from(self, table: SequenceTable, seat: int, *, known: int) -> None:
         """Open the positions from `known` to the end of the block that starts at `final`."""
         start, block = int(table.final[seat]), int(table.block_length[seat])
         end = (start // block + 1) * block if self._grid_is_absolute else start + block
         stop = min(end, int(table.room[seat]))
-        table.canvas_stop[seat] = stop
-        table.is_open[seat, known:stop] = True
-        table.is_fixed[seat, start:known] = True
-        table.stage[seat] = Stage.DRAFT
-        table.canvas_steps[seat] = table.edit_steps[seat] = table.part_steps[seat] = 0
-        table.carry[seat] = 0
         part = int(table.sub_block_length[seat])
-        table.part_start[seat] = start + (known - start) // part * part
-        part_stop = min(int(table.part_start[seat]) + part, stop)
-        table.part_open[seat] = part_stop - known
-
-    @property
-    def can_hand_to_ar(self) -> bool:
-        """Whether a settling row draws the next token, so that a canvas can be given up."""
-        return self.rule.seeded and not self._settles_blocks
-
-    def hand_to_ar(self, table: SequenceTable, seat: int) -> IntArray:
-        """Give the canvas up from its first open position on; what was filled behind it.
-
-        The positions come one by one from settling rows, and the next canvas starts where the
-        next canvas would have started.
-        """
-        start, stop = int(table.final[seat]), int(table.canvas_stop[seat])
-        first = start + int(table.is_open[seat, start:stop].argmax())
-        filled: IntArray = first + np.flatnonzero(~table.is_open[seat, first:stop])
-        table.is_open[seat, first:stop] = False
-        table.final[seat] = table.canvas_stop[seat] = first
-        table.stage[seat] = Stage.SETTLE
-        table.ar_until[seat] = stop
-        return filled
+        part_start = start + (known - start) // part * part
+        table.open_positions(seat, slice(known, stop))
+        table.open_canvas(
+            seat,
+            stop,
+            part_start=part_start,
+            part_open=min(part_start + part, stop) - known,
+            known=known,
+        )
 
     def starts_round(self, table: SequenceTable, seats: IntArray) -> NDArray[np.bool_]:
         """Which of the seats [n] verify drafts and are about to draft: one token is to settle."""
@@ -106,16 +87,7 @@ class CanvasSpans:
         final = table.final[seats]
         # The last token rides in the window; behind the last proposal one more token is drawn.
         stop = np.minimum(final - 1 + widths, table.limit[seats] - 1)
-        drafts = stop > final
-        runs = list(
-            zip(seats[drafts].tolist(), final[drafts].tolist(), stop[drafts].tolist(), strict=True)
-        )
-        # No position outside a canvas is open, and there was none.
-        table.undo.note(lambda: _set_open(table, runs, is_open=False))
-        _set_open(table, runs, is_open=True)
-        table.canvas_stop[seats] = np.where(drafts, stop, final)
-        table.stage[seats] = np.where(drafts, Stage.DRAFT, Stage.SETTLE)
-        table.round_width[seats] = np.where(drafts, stop - final + 1, 0)
+        table.open_rounds(seats, stop, drafts=stop > final)
 
     def spans(self, table: SequenceTable, seats: IntArray) -> Plan:
         """Settle what is final; draft the canvas or verify its proposals, as the stage says."""
@@ -168,15 +140,85 @@ class CanvasSpans:
         spare = 1 if drawn_later or table.mode[seat] == Mode.SPECULATIVE else 0
         return table.text(seat, max(int(table.final[seat]) - spare, 0))
 
-    def keyed_text(self, table: SequenceTable, seat: int) -> NDArray[np.int32]:
-        """The settled tokens."""
-        return table.text(seat, int(table.settled[seat]))
+    def after_step(
+        self, rows: IntArray, step: StepScores, table: SequenceTable, requests: SeatedRequests
+    ) -> StepOutcome:
+        """Settled rows draw tokens or verify drafts; drafts are accepted, or will be verified."""
+        outcome = StepOutcome()
+        seats, kinds = step.scored.seats[rows], step.scored.kinds[rows]
+        verifies = table.stage[seats] == Stage.VERIFY
+        draws = (kinds == RowKind.SETTLE) & ~verifies
+        is_ar = table.mode[seats] == Mode.AR
+        drafts = rows[kinds == RowKind.DRAFT]
+        append(rows[draws & is_ar], step, table, requests, outcome)
+        self._seed(rows[draws & ~is_ar], step, table, requests, outcome)
+        verify(rows[verifies], step, table, requests, outcome)
+        if drafts.size:
+            self._draft(drafts, step, table, requests, outcome)
+        return outcome
+
+    def past_pinned(self, table: SequenceTable, seat: int, outcome: StepOutcome) -> None:
+        """Move to the next part, and close what is full."""
+        table.move_part(seat)
+        close_full(self, table, seat, outcome)
+        table.cut_backlog(seat)
+
+    def _seed(
+        self,
+        rows: IntArray,
+        step: StepScores,
+        table: SequenceTable,
+        requests: SeatedRequests,
+        outcome: StepOutcome,
+    ) -> None:
+        """The drawn tokens are final and drafted from, or the first ones of their canvases."""
+        if rows.size == 0:
+            return
+        draw_singles(rows, step, table, requests, outcome)
+        seats, positions = step.scored.seats[rows], step.scored.positions[rows]
+        by_one = table.mode[seats] == Mode.SPECULATIVE
+        by_one |= positions < table.ar_until[seats]
+        table.finish(seats[by_one], positions[by_one] + 1)
+        for seat in seats[~by_one].tolist():
+            self._open_from(table, seat, known=int(table.final[seat]) + 1)
+            outcome.num_opened += 1
+            close_full(self, table, seat, outcome)
+
+    def _draft(
+        self,
+        rows: IntArray,
+        step: StepScores,
+        table: SequenceTable,
+        requests: SeatedRequests,
+        outcome: StepOutcome,
+    ) -> None:
+        proposed, rows = draft_rows(rows, step, table)
+        propose(proposed, step, table, outcome)
+        accepted = accept(rows, step, table, requests, outcome, by_position=True)
+        for seat, filled, edited in zip(*accepted, strict=True):
+            if self._is_given_up(table, seat):
+                self._hand_to_ar(table, seat, outcome)
+            else:
+                close_after_step(self, table, seat, outcome, filled=filled, edited=edited)
+
+    def _is_given_up(self, table: SequenceTable, seat: int) -> bool:
+        """Whether the canvas has had its steps, and a settling row can draw what it lacks."""
+        if not self.rule.seeded or self._settles_blocks:
+            return False
+        return bool(table.canvas_steps[seat] >= table.max_steps[seat]) and table.has_open(seat)
+
+    def _hand_to_ar(self, table: SequenceTable, seat: int, outcome: StepOutcome) -> None:
+        """Give the canvas up from its first open position on, with what was filled behind it.
+
+        The positions come one by one from settling rows, and the next canvas starts where it
+        would have started.
+        """
+        start, stop = int(table.final[seat]), int(table.canvas_stop[seat])
+        first = start + int(table.is_open[seat, start:stop].argmax())
+        outcome.revised.append((seat, int((~table.is_open[seat, first:stop]).sum())))
+        outcome.num_handed_to_ar += 1
+        outcome.canvas_steps.append(int(table.canvas_steps[seat]))
+        table.hand_to_ar(seat, first)
 
     def _origin(self, table: SequenceTable, seat: int) -> int:
         return 0 if self._grid_is_absolute else int(table.prompt_length[seat])
-
-
-def _set_open(table: SequenceTable, runs: list[tuple[int, int, int]], *, is_open: bool) -> None:
-    """Open or close runs of positions: (seat, first, stop)."""
-    for seat, first, stop in runs:
-        table.is_open[seat, first:stop] = is_open

@@ -11,16 +11,28 @@ there. From: TiDAR, arXiv 2511.08923 ("think in diffusion, talk in AR"); branche
 acceptance only, or in steps of their own, are ours.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
-from sampler.border.request import Request
+from sampler.balance.balance import branch_costs
+from sampler.border.request import DecodingMode, DecodingParams, Request, TokenKind
+from sampler.spans.drawn_tokens import fill, verify
+from sampler.spans.latent_advance import evolve, follow_branch, slide
 from sampler.spans.plan import Plan
-from sampler.spans.span_rule import CausalSpans
+from sampler.spans.scored import RowKind, StepScores
+from sampler.spans.span_rule import CausalSpans, WarmUpShape, follow_causal
+from sampler.spans.step_outcome import SeatedRequests, StepOutcome
 from sampler.state.decoding import Mode
 from sampler.state.latent_knobs import Branches
-from sampler.state.sequence_table import IntArray, SequenceTable, Stage
+from sampler.state.latent_table import LatentTable
+from sampler.state.sequence_table import IntArray, SequenceTable
 from weights.families import FamilyRule, Speaks
+
+# Requests at a time, prompt tokens and width of drafts of what warming up runs; tokens of each.
+_WARM_UP_SHAPES = ((1, 32, 3), (1, 1, 2), (1, 8, 5), (4, 4, 3), (16, 4, 2), (1, 16, 8))
+_WARM_UP_TOKENS = 12
 
 
 class LatentSpans(CausalSpans):
@@ -31,6 +43,7 @@ class LatentSpans(CausalSpans):
         self.rule = rule
         self.latent = rule.latent
         self.drafts_speak_of_next = rule.draft_speaks_of is Speaks.NEXT
+        self.round_costs = branch_costs()
 
     def open_sequence(self, table: SequenceTable, seat: int, request: Request) -> None:  # noqa: ARG002
         """Open the first canvas of a diffusion answer."""
@@ -41,16 +54,11 @@ class LatentSpans(CausalSpans):
         """Widen the canvas to its width; what joins it begins as noise."""
         assert table.latents is not None, "a latent family has a table of latents"
         first = int(table.canvas_stop[seat])
-        table.part_start[seat] = table.final[seat]
         stop = min(int(table.final[seat] + table.width_now[seat]), int(table.limit[seat]))
         if stop > first:
-            table.is_open[seat, first:stop] = True
+            table.open_positions(seat, slice(first, stop))
             table.latents.open(seat, first, stop)
-            table.canvas_stop[seat] = stop
-        table.stage[seat] = Stage.DRAFT
-
-    def open_seeded(self, table: SequenceTable, seat: int) -> None:
-        """Never called: no settled row seeds a canvas."""
+        table.slide_canvas(seat, max(first, stop))
 
     def starts_round(self, table: SequenceTable, seats: IntArray) -> NDArray[np.bool_]:
         """Which of the seats [n] verify drafts: every step past the prompt is a round."""
@@ -68,8 +76,8 @@ class LatentSpans(CausalSpans):
         count = _num_branches(table.branches[seats], offered)
         entries = table.canvas_stop[seats] + count * drafts
         fits = entries <= table.most_entries
-        table.num_drafts[seats] = np.where(fits, drafts, 0)
-        table.round_width[seats] = np.where(offered > 0, offered + 1, 0)
+        widths = np.where(offered > 0, offered + 1, 0)
+        table.plan_drafts(seats, np.where(fits, drafts, 0), widths=widths)
 
     def spans(self, table: SequenceTable, seats: IntArray) -> Plan:
         """Settle what is final; verify proposals and draft branches, or run the canvas."""
@@ -107,6 +115,111 @@ class LatentSpans(CausalSpans):
         """Anywhere; a row that draws for a canvas runs in the same step as the canvas."""
         waits = self.drafts_speak_of_next and table.mode[seat] == Mode.DIFFUSION
         return min(int(table.settled[seat]) + rows, settle_stop - waits)
+
+    def after_step(
+        self, rows: IntArray, step: StepScores, table: SequenceTable, requests: SeatedRequests
+    ) -> StepOutcome:
+        """Verify proposals and make others, or move latents and slide canvases on."""
+        outcome = StepOutcome()
+        modes = table.mode[step.scored.seats[rows]]
+        self._count_moves(step.plan, table)
+        self._follow(rows[modes == Mode.SPECULATIVE], step, table, requests, outcome)
+        self._move(rows[modes == Mode.DIFFUSION], step, table, requests, outcome)
+        follow_causal(rows[modes == Mode.AR], step, table, requests, outcome)
+        return outcome
+
+    def past_pinned(self, table: SequenceTable, seat: int, outcome: StepOutcome) -> None:  # noqa: ARG002
+        """Slide the canvas on; nothing was said of how uncertain it is."""
+        self._slide(table, seat, mean_uncertainty=None)
+        table.cut_backlog(seat)
+
+    def new_latents(self, num_seats: int) -> LatentTable:
+        """Progress of latents, in the levels that the network knows."""
+        return LatentTable(num_seats, num_levels=self.latent.num_levels)
+
+    def warm_up(self, modes: tuple[str, ...]) -> Iterator[WarmUpShape]:
+        """Branches, whose rows hold latents."""
+        for count, length, width in _WARM_UP_SHAPES if "speculative" in modes else ():
+            decoding = DecodingParams(mode=DecodingMode.SPECULATIVE, width=width, drafts="canvas")
+            yield WarmUpShape(count, length, decoding, max_tokens=_WARM_UP_TOKENS)
+
+    def _count_moves(self, plan: Plan, table: SequenceTable) -> None:
+        """The latents of the step's canvases were moved as was due."""
+        assert table.latents is not None, "a latent family has a table of latents"
+        own = table.mode[plan.seats] == Mode.DIFFUSION
+        first, stop = plan.propose_stop[own], plan.draft_stop[own]
+        if (stop > first).any():
+            count = stop - first
+            seats = np.repeat(plan.seats[own], count)
+            positions = np.arange(seats.size) + np.repeat(first - (np.cumsum(count) - count), count)
+            table.latents.moved(seats, positions % LatentTable.columns)
+
+    def _follow(
+        self,
+        rows: IntArray,
+        step: StepScores,
+        table: SequenceTable,
+        requests: SeatedRequests,
+        outcome: StepOutcome,
+    ) -> None:
+        """Verify proposals, and propose what the branch behind the confirmed ones drafted."""
+        seats = step.scored.seats[rows]
+        starts = table.final[seats]
+        is_draft = step.scored.kinds[rows] == RowKind.DRAFT
+        table.count_drafts(seats[is_draft], step.scored.positions[rows[is_draft]])
+        for seat in verify(rows[~is_draft], step, table, requests, outcome):
+            own = seats == seat
+            confirmed = int(table.settled[seat] - starts[own][0])
+            drafted = rows[own & is_draft]
+            if drafted.size:
+                follow_branch(
+                    seat, drafted, confirmed=confirmed, table=table, step=step, requests=requests
+                )
+
+    def _move(
+        self,
+        rows: IntArray,
+        step: StepScores,
+        table: SequenceTable,
+        requests: SeatedRequests,
+        outcome: StepOutcome,
+    ) -> None:
+        """Fill positions whose latents are ready, move the others, slide canvases on."""
+        if rows.size == 0:
+            return
+        scored, scores = step.scored, step.scores
+        evolved = evolve(
+            rows,
+            scored,
+            scores,
+            table,
+            self.latent.calibration,
+            vocabulary_size=step.vocabulary_size,
+        )
+        open_rows = evolved.rows
+        seats, positions = scored.seats[open_rows], scored.positions[open_rows]
+        taken = requests.hold(seats, positions, scores.token[open_rows], evolved.is_ready)
+        table.count_drafts(seats, positions)
+        for kind, chosen in (
+            (TokenKind.AR, taken & evolved.is_exact),
+            (TokenKind.DIFFUSION, taken & ~evolved.is_exact),
+        ):
+            fill(open_rows[chosen], step, table, outcome, kind=kind, is_draft=True)
+        outcome.num_wasted += open_rows.size - int(taken.sum())
+        moved: list[int] = np.unique(scored.seats[rows]).tolist()
+        outcome.moved += moved
+        uncertain = step.uncertainty(open_rows)
+        for seat in moved:
+            middle = table.final[seat] + max(int(table.width_now[seat]) // 2, 1)
+            left = uncertain[(seats == seat) & (positions < middle)]
+            table.count_canvas_step(seat)
+            mean = float(left.mean()) if left.size else None
+            self._slide(table, seat, mean_uncertainty=mean)
+
+    def _slide(self, table: SequenceTable, seat: int, *, mean_uncertainty: float | None) -> None:
+        slide(seat, mean_uncertainty=mean_uncertainty, table=table)
+        if table.final[seat] < table.limit[seat]:
+            self.open_canvas(table, seat)
 
 
 def _num_branches(branches: IntArray, offered: IntArray) -> IntArray:

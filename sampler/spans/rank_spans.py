@@ -8,96 +8,34 @@ by one. From: Sahoo et al. 2025, Esoteric Language Models, sections 3-4; arXiv 2
 draw counts and order for each request by itself, so that a batch cannot change them.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels import PURPOSE_ORDER
-from sampler.border.request import Request
+from sampler.balance.balance import rank_costs
+from sampler.border.errors import PromptTooLong
+from sampler.border.request import Request, TokenKind
+from sampler.spans.drawn_tokens import accept, check, draft_rows, fill, propose
 from sampler.spans.plan import Plan
+from sampler.spans.rank_schedule import RankSchedule, draw_schedule, strided_schedule
+from sampler.spans.scored import RowKind, StepScores
+from sampler.spans.span_rule import SpanRule, StepLimits
+from sampler.spans.step_outcome import SeatedRequests, StepOutcome
 from sampler.state.acceptance import Rule
-from sampler.state.decoding import Mode
+from sampler.state.decoding import Decoding, Mode
 from sampler.state.sequence_table import IntArray, SequenceTable, Stage
 from weights.families import FamilyRule
 
-# From: the authors' LogLinear noise, eps: t = 1 keeps this share unmasked.
-_SCHEDULE_EPS = 1e-3
-DEFAULT_STEPS = 128
 
-
-@dataclass(frozen=True, slots=True)
-class RankSchedule:
-    """The order of the open positions, and how many are drafted in each step.
-
-    positions: [n] by rank
-    counts:    [steps], their sum is n
-    """
-
-    positions: IntArray
-    counts: IntArray
-
-
-def draw_schedule(
-    open_positions: IntArray, *, alpha_0: float, num_steps: int, generator: np.random.Generator
-) -> RankSchedule:
-    """Draw counts and order as the paper's sampler does, for one sequence.
-
-    With t falling from 1 to 0 in `num_steps` steps, each open position is decoded in the step
-    from t to s with probability (alpha_s - alpha_t) / (1 - alpha_t), alpha_t = alpha_0 (1 - (1 -
-    eps) t); steps that decode nothing are dropped. What is left goes into one last step when
-    alpha_0 is 1, else left to right one by one.
-    """
-    total = open_positions.size
-    counts: list[int] = []
-    left = total
-    for step in range(num_steps):
-        t = 1 - step / num_steps
-        s = t - 1 / num_steps
-        alpha_t, alpha_s = (alpha_0 * (1 - (1 - _SCHEDULE_EPS) * time) for time in (t, s))
-        count = int(generator.binomial(left, min(max((alpha_s - alpha_t) / (1 - alpha_t), 0), 1)))
-        if count > 0:
-            counts.append(count)
-            left -= count
-    if left > 0 and alpha_0 == 1:
-        counts.append(left)
-        left = 0
-    positions = generator.permutation(open_positions)
-    positions[total - left :] = np.sort(positions[total - left :])
-    return RankSchedule(positions=positions, counts=np.array(counts + [1] * left, dtype=np.int64))
-
-
-def strided_schedule(open_positions: IntArray, *, alpha_0: float, num_parts: int) -> RankSchedule:
-    """The sub-context order: one position of every stretch at a time, then left to right.
-
-    The positions are cut into `num_parts` stretches of equal length; the first share alpha_0 of
-    each stretch is decoded in parallel, stretch by stretch at equal offsets.
-    """
-    stretches = np.array_split(open_positions, num_parts)
-    length = max(stretch.size for stretch in stretches)
-    rows = [
-        np.array([stretch[i] for stretch in stretches if i < stretch.size]) for i in range(length)
-    ]
-    parallel = rows[: int(length * alpha_0)]
-    rest = np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *rows[len(parallel) :]]))
-    return RankSchedule(
-        positions=np.concatenate([*parallel, rest]).astype(np.int64),
-        counts=np.array([row.size for row in parallel] + [1] * rest.size, dtype=np.int64),
-    )
-
-
-class RankSpans:
+class RankSpans(SpanRule):
     """Spans of an any-order family that is causal in rank."""
 
-    decides_by_position = False
-
-    settled_speak_of_next = False
-    drafts_speak_of_next = False
+    has_order = True
 
     def __init__(self, rule: FamilyRule) -> None:
         self.rule = rule
         self.suppresses_mask = rule.suppresses_mask
-        self._counts: dict[int, list[int]] = {}
+        self.round_costs = rank_costs()
 
     def room(self, request: Request, *, block_length: int, context_length: int) -> int:  # noqa: ARG002
         """Prompt, answer and suffix."""
@@ -105,15 +43,12 @@ class RankSpans:
 
     def open_sequence(self, table: SequenceTable, seat: int, request: Request) -> None:
         """Give the known tokens the first ranks, and open the first window of the answer."""
-        assert table.order is not None, "an any-order family keeps an order"
         length, num_suffix = len(request.prompt), len(request.suffix)
         answer_stop = length + request.params.max_tokens
-        known = length + num_suffix
-        table.order[seat, :length] = np.arange(length)
-        table.order[seat, length:known] = np.arange(answer_stop, answer_stop + num_suffix)
-        table.tokens[seat, answer_stop : answer_stop + num_suffix] = request.suffix
-        table.is_open[seat, length:answer_stop] = False
-        table.final[seat] = table.canvas_stop[seat] = table.prompt_stop[seat] = known
+        behind = np.arange(answer_stop, answer_stop + num_suffix)
+        table.set_order(seat, 0, np.concatenate((np.arange(length), behind)))
+        table.place_known(seat, answer_stop, request.suffix)
+        table.start_at(seat, length + num_suffix)
         self.open_canvas(table, seat)
 
     def open_canvas(self, table: SequenceTable, seat: int) -> None:
@@ -149,14 +84,11 @@ class RankSpans:
 
     def begin_canvas(self, table: SequenceTable, seat: int, schedule: RankSchedule) -> None:
         """Open the positions of a schedule."""
-        assert table.order is not None, "an any-order family keeps an order"
         start = int(table.final[seat])
-        table.order[seat, start : start + schedule.positions.size] = schedule.positions
-        table.is_open[seat, schedule.positions] = True
-        table.canvas_stop[seat] = start + schedule.positions.size
-        table.stage[seat] = Stage.DRAFT
-        table.canvas_steps[seat] = 0
-        self._counts[seat] = schedule.counts.tolist()
+        table.set_order(seat, start, schedule.positions)
+        table.open_positions(seat, schedule.positions)
+        table.begin_canvas(seat, start + schedule.positions.size)
+        table.set_schedule(seat, schedule.counts)
         self.next_count(table, seat)
 
     def next_count(self, table: SequenceTable, seat: int) -> None:
@@ -168,10 +100,10 @@ class RankSpans:
         verifies = bool(table.mode[seat] == Mode.SPECULATIVE)
         follows = not verifies and table.rule[seat] == Rule.EVERYTHING
         chosen = 1 if table.is_auto[seat] else int(table.width[seat])
-        wanted = self._counts[seat].pop(0) if follows and left else chosen
+        wanted = table.next_scheduled(seat) if follows and left else chosen
         # A checked proposal needs two entries; both must lie inside what the sequence may use.
-        table.num_drafts[seat] = min(wanted, left)
-        table.round_width[seat] = wanted if verifies and not table.is_auto[seat] else 0
+        width = wanted if verifies and not table.is_auto[seat] else 0
+        table.plan_drafts(seat, min(wanted, left), widths=width)
 
     def starts_round(self, table: SequenceTable, seats: IntArray) -> NDArray[np.bool_]:
         """Which of the seats [n] verify drafts and are about to draft, their prompts settled."""
@@ -183,8 +115,8 @@ class RankSpans:
     def begin_rounds(self, table: SequenceTable, seats: IntArray, widths: IntArray) -> None:
         """So many masks are drafted now and checked in the step after; width 0 accepts one."""
         left = table.canvas_stop[seats] - table.final[seats]
-        table.num_drafts[seats] = np.minimum(np.maximum(widths, 1), left)
-        table.round_width[seats] = np.where(widths > 0, table.num_drafts[seats], 0)
+        counts = np.minimum(np.maximum(widths, 1), left)
+        table.plan_drafts(seats, counts, widths=np.where(widths > 0, counts, 0))
 
     def accept_ranks(self, table: SequenceTable, seat: int, count: int) -> None:
         """Put the accepted ones of the drafted ranks first; they are final."""
@@ -192,15 +124,10 @@ class RankSpans:
         start = int(table.final[seat])
         drafted = table.order[seat, start : start + int(table.num_drafts[seat])].copy()
         is_open = table.is_open[seat, drafted]
-        table.order[seat, start : start + drafted.size] = np.concatenate(
-            (drafted[~is_open], drafted[is_open])
-        )
+        table.set_order(seat, start, np.concatenate((drafted[~is_open], drafted[is_open])))
         assert int((~is_open).sum()) == count, "what is accepted has a token"
-        table.final[seat] += count
+        table.finish_part(seat, start + count)
         self.next_count(table, seat)
-
-    def open_seeded(self, table: SequenceTable, seat: int) -> None:
-        """Never called: no settled row draws a token."""
 
     def spans(self, table: SequenceTable, seats: IntArray) -> Plan:
         """The tokens of the last step settle, the next masks are drafted or proposals checked."""
@@ -221,18 +148,6 @@ class RankSpans:
             checks=verifies,
         )
 
-    def cut(self, table: SequenceTable, seat: int, *, settle_stop: int, rows: int) -> int:
-        """Anywhere."""
-        return min(int(table.settled[seat]) + rows, settle_stop)
-
-    def settle_limits(self, table: SequenceTable, seats: IntArray, entries: IntArray) -> IntArray:  # noqa: ARG002
-        """The entries of lower rank and the row's own."""
-        return entries + 1
-
-    def sharing_length(self, table: SequenceTable, seat: int) -> int:  # noqa: ARG002
-        """An entry depends on nothing of higher rank."""
-        return 1
-
     def shareable_text(self, table: SequenceTable, seat: int) -> NDArray[np.int32]:
         """Tokens and positions of what is final, by rank."""
         return self._by_rank(table, seat, int(table.final[seat]))
@@ -245,3 +160,68 @@ class RankSpans:
         assert table.order is not None, "an any-order family keeps an order"
         positions = table.order[seat, :stop]
         return np.stack((table.tokens[seat, positions], positions), axis=1)
+
+    def after_step(
+        self, rows: IntArray, step: StepScores, table: SequenceTable, requests: SeatedRequests
+    ) -> StepOutcome:
+        """Masks check proposals, or drafts are accepted by rank; what is accepted is final."""
+        outcome = StepOutcome()
+        is_check = step.scored.kinds[rows] == RowKind.CHECK
+        self._check(rows[is_check], step, table, outcome)
+        rows = rows[~is_check]
+        if rows.size == 0:
+            return outcome
+        verified, rows = draft_rows(rows, step, table)
+        by_one = table.round_width[step.scored.seats[verified]] == 0
+        propose(verified[~by_one], step, table, outcome)
+        self._accept_singles(verified[by_one], step, table, outcome)
+        accepted = accept(rows, step, table, requests, outcome, by_position=False)
+        for seat, filled in zip(accepted.seats, accepted.filled, strict=True):
+            self._go_on(table, seat, filled, outcome)
+        return outcome
+
+    def check(self, request: Request, decoding: Decoding, limits: StepLimits) -> None:
+        """The masks that check proposals lie behind all of them."""
+        if decoding.mode is not Mode.SPECULATIVE:
+            return
+        known, most = len(request.prompt) + len(request.suffix), limits.max_entries
+        if known + request.params.max_tokens + decoding.width > most:
+            raise PromptTooLong(
+                prompt_tokens=known,
+                max_tokens=request.params.max_tokens,
+                limit_tokens=most - decoding.width,
+            )
+
+    def _check(
+        self, rows: IntArray, step: StepScores, table: SequenceTable, outcome: StepOutcome
+    ) -> None:
+        seats = step.scored.seats[rows]
+        for seat in np.unique(seats).tolist():
+            count = check(rows[seats == seat], step, table, outcome)
+            self._go_on(table, seat, count, outcome)
+
+    def _accept_singles(
+        self, rows: IntArray, step: StepScores, table: SequenceTable, outcome: StepOutcome
+    ) -> None:
+        """Drafts of sequences that decode by AR: drawn like the target, final at once."""
+        fill(rows, step, table, outcome, kind=TokenKind.AR)
+        seats: list[int] = step.scored.seats[rows].tolist()
+        outcome.singles.append(rows)
+        outcome.moved += seats
+        for seat in seats:
+            self._go_on(table, seat, 1, outcome)
+
+    def _go_on(self, table: SequenceTable, seat: int, count: int, outcome: StepOutcome) -> None:
+        """So many drafts were accepted, and are final at once."""
+        self.accept_ranks(table, seat, count)
+        if table.final[seat] < table.canvas_stop[seat]:
+            return
+        outcome.num_closed += 1
+        if not self._is_full(table, seat):
+            self.open_canvas(table, seat)
+
+    def _is_full(self, table: SequenceTable, seat: int) -> bool:
+        """Whether the whole answer has tokens."""
+        start, stop = int(table.prompt_length[seat]), int(table.limit[seat])
+        known = int(table.final[seat]) - (int(table.room[seat]) - stop)
+        return known >= stop and not table.is_open[seat, start:stop].any()

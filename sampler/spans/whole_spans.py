@@ -8,19 +8,21 @@ position. From: Wu et al. 2025, Fast-dLLM, section 3.2; arXiv 2505.22618.
 import numpy as np
 from numpy.typing import NDArray
 
+from sampler.border.errors import PromptTooLong
 from sampler.border.request import Request
+from sampler.spans.drawn_tokens import accept, draft_rows
+from sampler.spans.full_canvas import close_after_steps, close_full
 from sampler.spans.plan import Plan
-from sampler.state.decoding import CacheKind
-from sampler.state.sequence_table import IntArray, SequenceTable, Stage
+from sampler.spans.scored import StepScores
+from sampler.spans.span_rule import SpanRule, StepLimits
+from sampler.spans.step_outcome import SeatedRequests, StepOutcome
+from sampler.state.decoding import CacheKind, Decoding
+from sampler.state.sequence_table import IntArray, SequenceTable
 from weights.families import FamilyRule, Speaks
 
 
-class WholeSpans:
+class WholeSpans(SpanRule):
     """Spans of a bidirectional family."""
-
-    decides_by_position = True
-
-    settled_speak_of_next = False
 
     def __init__(self, rule: FamilyRule) -> None:
         self.rule = rule
@@ -35,22 +37,18 @@ class WholeSpans:
         """Open the whole answer; a suffix behind it is fixed."""
         length = len(request.prompt)
         answer_stop = length + request.params.max_tokens
-        stop = answer_stop + len(request.suffix)
-        table.tokens[seat, answer_stop:stop] = request.suffix
-        table.is_fixed[seat, answer_stop:stop] = True
-        table.is_open[seat, length:answer_stop] = True
-        table.canvas_stop[seat] = stop
-        table.prompt_stop[seat] = 0
-        table.stage[seat] = Stage.DRAFT
-        table.part_start[seat] = length
-        table.part_open[seat] = min(int(table.sub_block_length[seat]), answer_stop - length)
-        table.needs_refresh[seat] = True
+        table.place_known(seat, answer_stop, request.suffix)
+        table.open_positions(seat, slice(length, answer_stop))
+        table.open_canvas(
+            seat,
+            answer_stop + len(request.suffix),
+            part_start=length,
+            part_open=min(int(table.sub_block_length[seat]), answer_stop - length),
+        )
+        table.skip_prompt(seat)
 
     def open_canvas(self, table: SequenceTable, seat: int) -> None:
         """Nothing follows: the answer is one canvas."""
-
-    def open_seeded(self, table: SequenceTable, seat: int) -> None:
-        """Never called: no settled row draws a token."""
 
     def spans(self, table: SequenceTable, seats: IntArray) -> Plan:
         """Everything when the cache is to be refreshed, else what it does not keep."""
@@ -78,10 +76,6 @@ class WholeSpans:
         """Nowhere: a refresh is never cut."""
         return int(table.settled[seat])
 
-    def settle_limits(self, table: SequenceTable, seats: IntArray, entries: IntArray) -> IntArray:  # noqa: ARG002
-        """Nothing settles."""
-        return entries + 1
-
     def sharing_length(self, table: SequenceTable, seat: int) -> int:
         """The whole text: no page is ever shared."""
         return int(table.canvas_stop[seat])
@@ -93,3 +87,28 @@ class WholeSpans:
     def keyed_text(self, table: SequenceTable, seat: int) -> NDArray[np.int32]:
         """Nothing."""
         return table.text(seat, 0)
+
+    def after_step(
+        self, rows: IntArray, step: StepScores, table: SequenceTable, requests: SeatedRequests
+    ) -> StepOutcome:
+        """Accept drafts, and close the canvas when it is full."""
+        outcome = StepOutcome()
+        _, rows = draft_rows(rows, step, table)
+        accepted = accept(rows, step, table, requests, outcome, by_position=True)
+        close_after_steps(self, table, accepted, outcome)
+        return outcome
+
+    def past_pinned(self, table: SequenceTable, seat: int, outcome: StepOutcome) -> None:
+        """Move to the next part, and close what is full."""
+        table.move_part(seat)
+        close_full(self, table, seat, outcome)
+
+    def check(self, request: Request, decoding: Decoding, limits: StepLimits) -> None:  # noqa: ARG002
+        """A refresh runs the whole text in one step."""
+        known = len(request.prompt) + len(request.suffix)
+        if known + request.params.max_tokens > limits.max_rows:
+            raise PromptTooLong(
+                prompt_tokens=known,
+                max_tokens=request.params.max_tokens,
+                limit_tokens=limits.max_rows,
+            )

@@ -7,58 +7,45 @@ step. From: Liu et al. 2025, WeDLM, section 3 (topological reordering); arXiv 25
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sampler.border.request import Request
+from sampler.spans.drawn_tokens import accept, draft_rows
 from sampler.spans.plan import Plan
-from sampler.state.sequence_table import IntArray, SequenceTable, Stage
+from sampler.spans.scored import StepScores
+from sampler.spans.span_rule import SpanRule
+from sampler.spans.step_outcome import SeatedRequests, StepOutcome
+from sampler.state.sequence_table import IntArray, SequenceTable
 from weights.families import FamilyRule
 
 
-class WindowSpans:
+class WindowSpans(SpanRule):
     """Spans of a family that fills a window in any order and settles from the left."""
 
-    settled_speak_of_next = False
-    drafts_speak_of_next = False
-    decides_by_position = True
+    has_order = True
 
     def __init__(self, rule: FamilyRule) -> None:
         self.rule = rule
         self.suppresses_mask = rule.suppresses_mask
 
-    def room(self, request: Request, *, block_length: int, context_length: int) -> int:  # noqa: ARG002
-        """The answer's own limit."""
-        return len(request.prompt) + request.params.max_tokens
-
     def open_sequence(self, table: SequenceTable, seat: int, request: Request) -> None:
         """The prompt is final; the answer is open, and the window stands at its start."""
-        assert table.order is not None, "a reordered window keeps an order"
         length = len(request.prompt)
-        table.order[seat, :length] = np.arange(length)
-        table.is_open[seat, length : table.limit[seat]] = True
-        table.stage[seat] = Stage.DRAFT
+        table.set_order(seat, 0, np.arange(length))
+        table.open_positions(seat, slice(length, int(table.limit[seat])))
         self.slide(table, seat)
-
-    def open_canvas(self, table: SequenceTable, seat: int) -> None:
-        """Nothing to do: the window slides as it fills."""
-
-    def open_seeded(self, table: SequenceTable, seat: int) -> None:
-        """Never called: no settled row draws a token."""
 
     def slide(self, table: SequenceTable, seat: int) -> None:
         """Make the filled run at the left final, and lay out the window that follows it."""
-        assert table.order is not None, "a reordered window keeps an order"
         start, limit = int(table.final[seat]), int(table.limit[seat])
         is_open = table.is_open[seat, start:limit]
         final = start + (int(is_open.argmax()) if is_open.any() else limit - start)
-        table.order[seat, start:final] = np.arange(start, final)
         stop = min(final + int(table.width[seat]), limit)
-        window = np.arange(final, stop)
-        masked = table.is_open[seat, final:stop]
-        table.order[seat, final:stop] = np.concatenate((window[~masked], window[masked]))
-        table.final[seat] = table.part_start[seat] = final
-        table.canvas_stop[seat] = stop
-        table.part_open[seat] = int(masked.sum())
+        window, masked = np.arange(final, stop), table.is_open[seat, final:stop]
+        ranked = (np.arange(start, final), window[~masked], window[masked])
+        table.set_order(seat, start, np.concatenate(ranked))
+        table.finish_part(seat, final)
+        table.slide_canvas(seat, stop)
+        table.set_part(seat, int(masked.sum()))
 
     def spans(self, table: SequenceTable, seats: IntArray) -> Plan:
         """Settle what became final; run the window's filled positions, then its masks."""
@@ -76,22 +63,17 @@ class WindowSpans:
             checks=np.zeros(seats.size, dtype=np.bool_),
         )
 
-    def cut(self, table: SequenceTable, seat: int, *, settle_stop: int, rows: int) -> int:
-        """Anywhere."""
-        return min(int(table.settled[seat]) + rows, settle_stop)
+    def after_step(
+        self, rows: IntArray, step: StepScores, table: SequenceTable, requests: SeatedRequests
+    ) -> StepOutcome:
+        """Accept drafts, and slide the windows on."""
+        outcome = StepOutcome()
+        _, rows = draft_rows(rows, step, table)
+        for seat in accept(rows, step, table, requests, outcome, by_position=True).seats:
+            self.slide(table, seat)
+        return outcome
 
-    def settle_limits(self, table: SequenceTable, seats: IntArray, entries: IntArray) -> IntArray:  # noqa: ARG002
-        """The entries up to the row's own."""
-        return entries + 1
-
-    def sharing_length(self, table: SequenceTable, seat: int) -> int:  # noqa: ARG002
-        """An entry depends on nothing of higher rank."""
-        return 1
-
-    def shareable_text(self, table: SequenceTable, seat: int) -> NDArray[np.int32]:
-        """What is final: its ranks are its positions."""
-        return table.text(seat)
-
-    def keyed_text(self, table: SequenceTable, seat: int) -> NDArray[np.int32]:
-        """What is settled."""
-        return table.text(seat, int(table.settled[seat]))
+    def past_pinned(self, table: SequenceTable, seat: int, outcome: StepOutcome) -> None:  # noqa: ARG002
+        """Slide the window on."""
+        self.slide(table, seat)
+        table.cut_backlog(seat)

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampler.state.latent_knobs import LatentKnobs
-from sampler.undo import Undo
 
 # Of any canvas of latents.
 LARGEST_LATENT_WIDTH = 64
@@ -35,7 +34,9 @@ class LatentTable:
 
     columns = LARGEST_LATENT_WIDTH
 
-    def __init__(self, num_seats: int) -> None:
+    def __init__(self, num_seats: int, *, num_levels: int) -> None:
+        """num_levels: the network knows t as multiples of 1 / num_levels."""
+        self.num_levels = num_levels
         shape = (num_seats, self.columns)
         self.progress = np.ones(shape, dtype=np.float32)
         self.previous = np.ones(shape, dtype=np.float32)
@@ -80,9 +81,23 @@ class LatentTable:
         self.slope[seats, columns] = slope
         self.noise[seats, columns] = noise
 
-    def moved(self, seats: IntArray, columns: IntArray, undo: Undo) -> None:
-        """The moves were made: what follows is to stay."""
+    def advance(
+        self,
+        seats: IntArray,
+        columns: IntArray,
+        *,
+        progress: NDArray[np.floating],
+        remembers: NDArray[np.bool_],
+        renoised: NDArray[np.bool_],
+    ) -> None:
+        """The latents are at new t [n]; which of them Heun corrects next, and which drew noise."""
         at = (seats, columns)
-        undo.note_part(self, at, "keep", "expected", "start", "slope", "noise", "remembers")
+        self.previous[at] = np.where(remembers, self.progress[at], self.previous[at])
+        self.progress[at] = progress
+        self.remembers[at] = self.corrects[at] = remembers
+        self.noise_draws[at] += renoised
+
+    def moved(self, seats: IntArray, columns: IntArray) -> None:
+        """The moves were made: what follows is to stay."""
         self.set_move(seats, columns, keep=1.0)
         self.remembers[seats, columns] = False

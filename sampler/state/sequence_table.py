@@ -1,4 +1,4 @@
-"""`SequenceTable`: the running state of every sequence, as arrays with one line per seat.
+"""`SequenceTable`: the running state of every sequence, and the only writer of its columns.
 
 A sequence sits in one seat from its admission to its end, also while it is preempted. Entries
 of the cache are counted by rank; `order` maps a rank to its position, and is None for models
@@ -10,214 +10,48 @@ Invariants (`check`):
     no final position is open, and none outside the canvas is
     pages cover settled entries
     no position stands twice in the order
-"""
 
-from enum import IntEnum
-from typing import TypeVar
+Shapes: n seats, or n positions with a seat each.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sampler.border.request import Request, TokenKind, is_special
-from sampler.state.decoding import Decoding
-from sampler.state.latent_table import LatentTable
-from sampler.undo import Undo
+from sampler.border.request import Request, TokenKind
+from sampler.state.decoding import CacheKind, Decoding
+from sampler.state.seat_columns import (
+    NEVER_EDIT,
+    NO_LIMIT,
+    TOKEN_KINDS,
+    IntArray,
+    SeatColumns,
+    SeatState,
+    Stage,
+)
 
-IntArray = NDArray[np.int64]
-_T = TypeVar("_T", bound=np.generic)
+__all__ = [
+    "NEVER_EDIT",
+    "NO_LIMIT",
+    "TOKEN_KINDS",
+    "IntArray",
+    "SeatState",
+    "SequenceTable",
+    "Stage",
+]
 
-TOKEN_KINDS = (TokenKind.AR, TokenKind.DIFFUSION, TokenKind.VERIFIED)
-
-NO_LIMIT = 1 << 62
-NEVER_EDIT = 2.0
-
-_FIRST_COLUMNS = 512
-
-
-class SeatState(IntEnum):
-    """What a seat is used for."""
-
-    EMPTY = 0
-    RUNNING = 1
-    PAUSED = 2  # preempted: gave up its pages, waits to run again
-
-
-class Stage(IntEnum):
-    """What a running sequence does next.
-
-    SETTLE: settle what is final; the last row draws the next token
-    DRAFT:  draft the canvas, settling what is final on the way where the family allows it
-    VERIFY: settle, and run the proposals of the canvas to confirm them
-    """
-
-    SETTLE = 0
-    DRAFT = 1
-    VERIFY = 2
+_KIND_NUMBERS = {kind: number for number, kind in enumerate(TOKEN_KINDS)}
 
 
-class SequenceTable:
-    """Arrays [seats] and [seats, positions]; written by `Scheduler` only.
+class SequenceTable(SeatColumns):
+    """What is done to sequences; whoever else needs a column reads it."""
 
-    tokens [N, C] int32:   token ids by position
-    is_open [N, C] bool:   the position has no token yet
-    attempts [N, C] int32: how often the position has been drafted; numbers its draft noise
-    order [N, C] int32:    position of each rank, or None
-    pages [N, P] int32:    page numbers in cache order
-    prompt_length, limit:  tokens of the prompt; prompt and answer together at most
-    final, settled:        ranks that are final; ranks whose keys and values are in the cache
-    prompt_stop:           rank up to which settling counts as prompt work: what was final when
-                           the sequence was admitted or resumed
-    canvas_stop:           end of the canvas in ranks; equals `final` when there is none
-    emitted:               positions already sent to the client, prompt included
-    steps:                 forwards with rows of the sequence after its prompt
-    kind_counts [N, 3]:    sent answer tokens by how they came, in the order of `TOKEN_KINDS`
+    def seat(
+        self, request: Request, decoding: Decoding, *, number: int, seed: int, room: int
+    ) -> int:
+        """Put a request into an empty seat.
 
-    Of sequences that draft (`Decoding` explains the knobs):
-
-    kinds [N, C] int8:     how each token came, an index of `TOKEN_KINDS`
-    is_fixed [N, C] bool:  a known token inside the canvas that no edit may change
-    confidence [N, C]:     probability of each token when it was accepted
-    stage:                 `Stage`
-    room:                  end of the last canvas in ranks, at least `limit`
-    canvas_steps:          drafting steps of the canvas so far
-    edit_steps:            of them, those after its last position was filled
-    part_steps:            drafting steps since acceptance moved to its present part
-    part_start, part_open: that part's first position; its open positions when it began
-    carry:                 positions a schedule still owes (threshold_in_quota)
-    num_drafts:            masks that the next step drafts (any-order families)
-    ar_until:              end of the canvas that was handed to AR; its positions come one by one
-    round_width:           rows of the window that is drafted and verified now; 0 decodes by AR
-    width_now:             positions of the canvas at present (latent canvases)
-    branches:              `Branches`: for which acceptances a verifying step drafts on
-    most_entries:          of one sequence, what all pages together hold
-    latents:               `LatentTable` of a family with latent canvases, or None
-    draws_mask:            a row drew the mask token and nothing was accepted: it is forbidden
-                           in the next step
-    undo:                  takes a planned step back; whoever plans notes changes in it
-    """
-
-    def __init__(
-        self, *, num_seats: int, max_context: int, page_size: int, any_order: bool
-    ) -> None:
-        self.num_seats = num_seats
-        self.max_context = max_context
-        self.page_size = page_size
-        self.most_entries = NO_LIMIT
-        self.latents: LatentTable | None = None
-        self.undo = Undo()
-        self._allocate_texts(any_order)
-        self._allocate_progress()
-        self._allocate_sampling()
-        self._allocate_decoding()
-        self._columns = self._lay_side_by_side()
-
-    def _lay_side_by_side(self) -> NDArray[np.uint8]:
-        """Put the arrays with one entry a seat into one piece of memory, so that one copy does."""
-        arrays = {
-            name: array
-            for name, array in vars(self).items()
-            if isinstance(array, np.ndarray) and array.ndim == 1
-        }
-        memory = np.empty(sum(array.nbytes for array in arrays.values()), dtype=np.uint8)
-        start = 0
-        # The widest entries first, so that each array is aligned.
-        for name in sorted(arrays, key=lambda name: -arrays[name].itemsize):
-            array = arrays[name]
-            place = memory[start : start + array.nbytes].view(array.dtype)
-            place[:] = array
-            setattr(self, name, place)
-            start += array.nbytes
-        return memory
-
-    def begin_step(self) -> None:
-        """Note what every seat is at, before a step is planned."""
-        self.undo.note_arrays(self, "_columns")
-
-    def _allocate_texts(self, any_order: bool) -> None:
-        """Arrays by position, widened as longer requests come."""
-        num_seats = self.num_seats
-        columns = min(self.max_context, _FIRST_COLUMNS)
-        self.tokens = np.zeros((num_seats, columns), dtype=np.int32)
-        self.is_open = np.zeros((num_seats, columns), dtype=np.bool_)
-        self.attempts = np.zeros((num_seats, columns), dtype=np.int32)
-        self.order = np.zeros((num_seats, columns), dtype=np.int32) if any_order else None
-        self.pages = np.zeros((num_seats, -(-columns // self.page_size)), dtype=np.int32)
-        self.kinds = np.zeros((num_seats, columns), dtype=np.int8)
-        self.is_fixed = np.zeros((num_seats, columns), dtype=np.bool_)
-        self.confidence = np.zeros((num_seats, columns), dtype=np.float32)
-
-    def _allocate_progress(self) -> None:
-        """How far each sequence is."""
-        num_seats = self.num_seats
-        self.num_pages = _zeros(num_seats)
-        self.state = np.full(num_seats, SeatState.EMPTY, dtype=np.int8)
-        self.prompt_length = _zeros(num_seats)
-        self.limit = _zeros(num_seats)
-        self.final = _zeros(num_seats)
-        self.settled = _zeros(num_seats)
-        self.prompt_stop = _zeros(num_seats)
-        self.canvas_stop = _zeros(num_seats)
-        self.emitted = _zeros(num_seats)
-        self.steps = _zeros(num_seats)
-        self.kind_counts = np.zeros((num_seats, len(TOKEN_KINDS)), dtype=np.int64)
-        self.stage = np.zeros(num_seats, dtype=np.int8)
-        self.room = _zeros(num_seats)
-        self.canvas_steps = _zeros(num_seats)
-        self.edit_steps = _zeros(num_seats)
-        self.part_steps = _zeros(num_seats)
-        self.part_start = _zeros(num_seats)
-        self.part_open = _zeros(num_seats)
-        self.carry = _zeros(num_seats)
-        self.num_drafts = _zeros(num_seats)
-        self.round_width = _zeros(num_seats)
-        self.ar_until = _zeros(num_seats)
-        self.draws_mask = np.zeros(num_seats, dtype=np.bool_)
-        self.needs_refresh = np.zeros(num_seats, dtype=np.bool_)
-        self.priority = _zeros(num_seats)
-        self.arrival = _zeros(num_seats)
-
-    def _allocate_sampling(self) -> None:
-        """How tokens are drawn."""
-        num_seats = self.num_seats
-        self.seeds = _zeros(num_seats)
-        self.min_length = _zeros(num_seats)
-        self.temperature = np.zeros(num_seats, dtype=np.float32)
-        self.top_k = np.zeros(num_seats, dtype=np.int32)
-        self.top_p = np.ones(num_seats, dtype=np.float32)
-        self.min_p = np.zeros(num_seats, dtype=np.float32)
-        self.ignores_eos = np.zeros(num_seats, dtype=np.bool_)
-        self.has_stop_ids = np.zeros(num_seats, dtype=np.bool_)
-        # Seats whose scores or deltas need more than the vectorised path (`is_special`).
-        self.is_special = np.zeros(num_seats, dtype=np.bool_)
-
-    def _allocate_decoding(self) -> None:
-        """How drafts are made and accepted (`Decoding`)."""
-        num_seats = self.num_seats
-        self.mode = np.zeros(num_seats, dtype=np.int8)
-        self.is_auto = np.zeros(num_seats, dtype=np.bool_)
-        self.width = _zeros(num_seats)
-        self.block_length = _zeros(num_seats)
-        self.sub_block_length = _zeros(num_seats)
-        self.rule = _zeros(num_seats)
-        self.preference = _zeros(num_seats)
-        self.schedule = _zeros(num_seats)
-        self.quota = _zeros(num_seats)
-        self.steps_planned = _zeros(num_seats)
-        self.max_edit_steps = _zeros(num_seats)
-        self.max_steps = _zeros(num_seats)
-        self.cache_kind = _zeros(num_seats)
-        self.threshold = np.zeros(num_seats, dtype=np.float32)
-        self.distance_weight = np.zeros(num_seats, dtype=np.float32)
-        self.edit_confidence = np.zeros(num_seats, dtype=np.float32)
-        self.alpha_0 = np.zeros(num_seats, dtype=np.float64)
-        self.remask = np.zeros(num_seats, dtype=np.float32)
-        self.by_ratio = np.zeros(num_seats, dtype=np.bool_)
-        self.sub_context = _zeros(num_seats)
-        self.branches = _zeros(num_seats)
-        self.width_now = _zeros(num_seats)
-
-    def seat(self, request: Request, decoding: Decoding, *, number: int, seed: int) -> int:
-        """Put a request into an empty seat; `number` is its place in the order of arrival.
+        number: its place in the order of arrival
+        room:   where its last canvas may end, in ranks
 
         Raises RuntimeError when no seat is empty.
         """
@@ -234,60 +68,278 @@ class SequenceTable:
             array[seat] = 0
         self.tokens[seat, :length] = request.prompt
         self.state[seat] = SeatState.RUNNING
-        self.prompt_length[seat] = self.final[seat] = self.canvas_stop[seat] = length
-        self.prompt_stop[seat] = self.emitted[seat] = length
-        self.limit[seat] = self.room[seat] = length + params.max_tokens
+        self.prompt_length[seat] = self.emitted[seat] = length
+        self.start_at(seat, length)
+        self.limit[seat] = length + params.max_tokens
+        self.room[seat] = room
         self.min_length[seat] = length + params.min_tokens
         self.settled[seat] = self.num_pages[seat] = self.steps[seat] = 0
         self.kind_counts[seat] = 0
         self.priority[seat] = request.priority
         self.arrival[seat] = number
         self.seeds[seat] = seed
-        self.temperature[seat] = params.temperature
-        self.top_k[seat] = params.top_k
-        self.top_p[seat] = params.top_p
-        self.min_p[seat] = params.min_p
-        self.ignores_eos[seat] = params.ignore_eos
-        self.has_stop_ids[seat] = bool(params.stop_token_ids)
-        self.is_special[seat] = is_special(params)
+        self._take_sampling(seat, params)
         self._take_decoding(seat, decoding)
         return seat
 
-    def _take_decoding(self, seat: int, decoding: Decoding) -> None:
-        self.stage[seat] = Stage.SETTLE
-        for array in (self.canvas_steps, self.edit_steps, self.part_steps, self.part_start):
-            array[seat] = 0
-        self.ar_until[seat] = 0
-        for array in (self.part_open, self.carry, self.num_drafts, self.round_width):
-            array[seat] = 0
-        self.draws_mask[seat] = False
+    def empty(self, seat: int) -> None:
+        """The sequence has ended."""
+        self.state[seat] = SeatState.EMPTY
+
+    def pause(self, seat: int) -> None:
+        """The sequence waits to run again."""
+        self.state[seat] = SeatState.PAUSED
+
+    def resume(self, seat: int) -> None:
+        """The sequence runs again; what is final counts as its prompt."""
+        self.state[seat] = SeatState.RUNNING
+        self.prompt_stop[seat] = self.final[seat]
         self.needs_refresh[seat] = True
-        self.mode[seat] = decoding.mode
-        self.is_auto[seat] = decoding.is_auto
-        self.width[seat] = decoding.width
-        self.block_length[seat] = decoding.block_length
-        self.sub_block_length[seat] = decoding.sub_block_length
-        self.rule[seat] = decoding.rule
-        self.preference[seat] = decoding.preference
-        self.schedule[seat] = decoding.schedule
-        self.quota[seat] = decoding.quota
-        self.steps_planned[seat] = decoding.steps
-        self.max_edit_steps[seat] = decoding.max_edit_steps
-        self.max_steps[seat] = decoding.max_steps or NO_LIMIT
-        self.cache_kind[seat] = decoding.cache
-        self.threshold[seat] = decoding.threshold
-        self.distance_weight[seat] = decoding.distance_weight
-        self.alpha_0[seat] = decoding.alpha_0
-        self.remask[seat] = decoding.remask
-        self.by_ratio[seat] = decoding.by_ratio
-        self.sub_context[seat] = decoding.sub_context
-        self.branches[seat] = decoding.branches
-        self.width_now[seat] = decoding.width
-        if self.latents is not None:
-            self.latents.take_knobs(seat, decoding.latent)
-        # Probabilities never exceed 1, so that this threshold never edits.
-        edit = decoding.edit_confidence
-        self.edit_confidence[seat] = NEVER_EDIT if edit is None else edit
+
+    # Tokens
+
+    def fill(
+        self,
+        seats: IntArray,
+        positions: IntArray,
+        tokens: NDArray[np.integer],
+        *,
+        kind: TokenKind,
+        confidence: NDArray[np.float32] | float,
+    ) -> None:
+        """Positions [n] take tokens, in place of what stood there before."""
+        special = self.is_special[seats]
+        if special.any():
+            for seat, position, token in _lines(special, seats, positions, tokens):
+                self.notes[seat].fill(position, token)
+        at = (seats, positions)
+        self.tokens[at] = tokens
+        self.is_open[at] = False
+        self.kinds[at] = _KIND_NUMBERS[kind]
+        self.confidence[at] = confidence
+
+    def take_back(self, seats: IntArray, positions: IntArray) -> None:
+        """Positions [n] of canvases lose their tokens, if they have any, and are open again."""
+        self._forget(seats, positions)
+        self.is_open[seats, positions] = True
+
+    def narrow(self, seat: int, stop: int) -> None:
+        """The canvas ends at `stop`; what was filled behind loses its tokens."""
+        behind = np.arange(stop, int(self.canvas_stop[seat]))
+        self._forget(np.full(behind.size, seat), behind)
+        self.is_open[seat, behind] = False
+        self.canvas_stop[seat] = stop
+
+    def propose(
+        self,
+        seats: IntArray,
+        positions: IntArray,
+        tokens: NDArray[np.integer],
+        confidence: NDArray[np.float32],
+    ) -> None:
+        """Open positions [n] take tokens that are to be verified: they stand in no answer yet."""
+        at = (seats, positions)
+        self.tokens[at] = tokens
+        self.confidence[at] = confidence
+        self.is_open[at] = False
+        self.stage[seats] = Stage.VERIFY
+
+    def propose_behind(
+        self, seat: int, tokens: NDArray[np.integer], confidence: NDArray[np.float32] | float
+    ) -> None:
+        """Tokens [n] behind what is final are to be verified; without any, it only settles."""
+        final = int(self.final[seat])
+        at = (seat, slice(final, final + tokens.size))
+        self.undo.note_part(self, at, "tokens", "confidence")
+        self.tokens[at] = tokens
+        self.confidence[at] = confidence
+        self.canvas_stop[seat] = final + tokens.size
+        self.stage[seat] = Stage.VERIFY if tokens.size else Stage.SETTLE
+
+    def place_known(self, seat: int, first: int, tokens: tuple[int, ...]) -> None:
+        """Tokens behind the answer are known from the start: no edit changes them."""
+        behind = slice(first, first + len(tokens))
+        self.tokens[seat, behind] = tokens
+        self.is_fixed[seat, behind] = True
+
+    def open_positions(self, seat: int, positions: IntArray | slice) -> None:
+        """Positions that have no token yet join a canvas."""
+        self.is_open[seat, positions] = True
+
+    def set_order(self, seat: int, first: int, positions: IntArray) -> None:
+        """The ranks from `first` on are those of these positions."""
+        assert self.order is not None, "the family keeps an order"
+        self.order[seat, first : first + positions.size] = positions
+
+    def count_drafts(self, seats: IntArray, positions: IntArray) -> None:
+        """Positions [n] were drafted once more."""
+        self.attempts[seats, positions] += 1
+
+    # Progress
+
+    def count_forward(self, seats: IntArray) -> None:
+        """A forward scored rows of the sequences."""
+        self.steps[seats] += 1
+
+    def start_at(self, seat: int, stop: int) -> None:
+        """So much is known from the start, and is prompt."""
+        self.final[seat] = self.canvas_stop[seat] = self.prompt_stop[seat] = stop
+
+    def skip_prompt(self, seat: int) -> None:
+        """Nothing of the sequence counts as prompt work: it never settles."""
+        self.prompt_stop[seat] = 0
+
+    def finish(self, seats: IntArray | int, stops: IntArray | int) -> None:
+        """What lies before `stops` is final, and there is no canvas behind."""
+        self.final[seats] = stops
+        self.canvas_stop[seats] = stops
+
+    def finish_part(self, seat: int, stop: int) -> None:
+        """What lies before `stop` is final; the canvas goes on behind."""
+        self.final[seat] = stop
+
+    def settle(self, seats: IntArray | int, stops: IntArray | int) -> None:
+        """The cache has what lies before `stops`."""
+        self.settled[seats] = stops
+
+    def cut_backlog(self, seat: int) -> None:
+        """More to settle than a canvas ever leaves may be cut to the budget, as a prompt is."""
+        backlog = self.final[seat] - self.settled[seat]
+        if backlog > self.canvas_stop[seat] - self.final[seat]:
+            self.prompt_stop[seat] = self.final[seat]
+
+    def set_stage(self, seats: IntArray | int, stage: Stage) -> None:
+        """What the sequences do next."""
+        self.stage[seats] = stage
+
+    def emit(self, seats: IntArray | int, stops: IntArray | int, kinds: IntArray) -> None:
+        """What lies before `stops` was sent; kinds [n, 3] of the new tokens by `TOKEN_KINDS`."""
+        self.emitted[seats] = stops
+        self.kind_counts[seats] += kinds
+
+    # Canvases
+
+    def open_canvas(
+        self, seat: int, stop: int, *, part_start: int, part_open: int, known: int | None = None
+    ) -> None:
+        """A canvas from `final` to `stop` is drafted from now on.
+
+        part_start, part_open: where acceptance begins, and how many positions are open there
+        known: the position before which tokens of the canvas are known; None for none
+        """
+        if known is not None:
+            self.is_fixed[seat, self.final[seat] : known] = True
+        self.begin_canvas(seat, stop)
+        self.edit_steps[seat] = self.part_steps[seat] = self.carry[seat] = 0
+        self.part_start[seat] = part_start
+        self.part_open[seat] = part_open
+        self.needs_refresh[seat] = True
+
+    def begin_canvas(self, seat: int, stop: int) -> None:
+        """A canvas without parts, from `final` to `stop`, is drafted from now on."""
+        self.canvas_stop[seat] = stop
+        self.stage[seat] = Stage.DRAFT
+        self.canvas_steps[seat] = 0
+
+    def slide_canvas(self, seat: int, stop: int) -> None:
+        """The canvas begins at what is not final now, and ends at `stop`, not before its end."""
+        self.part_start[seat] = self.final[seat]
+        self.canvas_stop[seat] = stop
+        self.stage[seat] = Stage.DRAFT
+
+    def open_rounds(self, seats: IntArray, stops: IntArray, *, drafts: NDArray[np.bool_]) -> None:
+        """Where `drafts` [n], positions from `final` to `stops` are drafted, then verified."""
+        final = self.final[seats]
+        lines = _lines(drafts, seats, final, stops)
+        # No position outside a canvas is open, and there was none.
+        self.undo.note(lambda: self._set_open(lines, is_open=False))
+        self._set_open(lines, is_open=True)
+        self.canvas_stop[seats] = np.where(drafts, stops, final)
+        self.stage[seats] = np.where(drafts, Stage.DRAFT, Stage.SETTLE)
+        self.round_width[seats] = np.where(drafts, stops - final + 1, 0)
+
+    def plan_drafts(
+        self, seats: IntArray | int, counts: IntArray | int, *, widths: IntArray | int
+    ) -> None:
+        """So many positions are drafted next; widths of rounds, 0 where nothing verifies them."""
+        self.num_drafts[seats] = counts
+        self.round_width[seats] = widths
+
+    def set_schedule(self, seat: int, counts: IntArray) -> None:
+        """So many positions are drafted in each step of the canvas [steps]."""
+        self.draft_counts[seat, : counts.size] = counts
+        self.draft_counts[seat, counts.size :] = 0
+        self.draft_step[seat] = 0
+
+    def next_scheduled(self, seat: int) -> int:
+        """How many positions the schedule drafts now; the next call says the step after."""
+        count = int(self.draft_counts[seat, self.draft_step[seat]])
+        self.draft_step[seat] += 1
+        return count
+
+    def count_steps(self, seats: IntArray, accepted: IntArray, edited: IntArray) -> None:
+        """Canvases were drafted once, and so many positions [n] filled, and edited."""
+        owed = self.part_open[seats] // self.steps_planned[seats] + self.carry[seats]
+        self.carry[seats] = np.maximum(owed - accepted, 0)
+        self.canvas_steps[seats] += 1
+        self.part_steps[seats] += 1
+        self.needs_refresh[seats] = self.cache_kind[seats] == CacheKind.NONE
+        self.draws_mask[seats] = accepted + edited == 0
+
+    def count_canvas_step(self, seat: int) -> None:
+        """A canvas without parts was drafted once."""
+        self.canvas_steps[seat] += 1
+
+    def count_edit_step(self, seat: int) -> None:
+        """A full canvas was drafted once more."""
+        self.edit_steps[seat] += 1
+
+    def wait(self, seats: IntArray, steps: IntArray) -> None:
+        """So many steps [n] have passed since the canvases last took a token."""
+        self.part_steps[seats] = steps
+
+    def set_width(self, seat: int, width: int) -> None:
+        """The canvas is to be so wide from now on."""
+        self.width_now[seat] = width
+
+    def hand_to_ar(self, seat: int, first: int) -> None:
+        """Give the canvas up from `first` on: its positions come one by one."""
+        stop = int(self.canvas_stop[seat])
+        self.narrow(seat, first)
+        self.finish(seat, first)
+        self.stage[seat] = Stage.SETTLE
+        self.ar_until[seat] = stop
+
+    def set_part(self, seat: int, num_open: int) -> None:
+        """So many positions of a canvas that is one part are open."""
+        self.part_open[seat] = num_open
+
+    def move_part(self, seat: int) -> None:
+        """Acceptance goes on in the leftmost part of the canvas that has open positions."""
+        start, stop = int(self.part_start[seat]), int(self.canvas_stop[seat])
+        length = int(self.sub_block_length[seat])
+        while start + length < stop and not self.is_open[seat, start : start + length].any():
+            start += length
+        if start != self.part_start[seat]:
+            self.part_start[seat] = start
+            self.part_steps[seat] = 0
+            self.needs_refresh[seat] = True
+            part_stop = min(start + length, stop)
+            self.part_open[seat] = int(self.is_open[seat, start:part_stop].sum())
+
+    def has_open(self, seat: int) -> bool:
+        """Whether the canvas has an open position."""
+        return bool(self.is_open[seat, self.final[seat] : self.canvas_stop[seat]].any())
+
+    def _forget(self, seats: IntArray, positions: IntArray) -> None:
+        special = self.is_special[seats]
+        if special.any():
+            for seat, position in _lines(special, seats, positions):
+                self.notes[seat].take_back(position)
+
+    def _set_open(self, lines: list[tuple[int, ...]], *, is_open: bool) -> None:
+        for seat, first, stop in lines:
+            self.is_open[seat, first:stop] = is_open
 
     def text(self, seat: int, stop: int | None = None) -> NDArray[np.int32]:
         """Token ids of positions before `stop` (by default, of all final ones), a view."""
@@ -332,28 +384,7 @@ class SequenceTable:
         if self.order is not None:
             assert np.unique(self.order[seat, :stop]).size == stop, "a position has two ranks"
 
-    def _reserve(self, length: int) -> None:
-        """Make room for `length` positions in every seat, doubling what there is."""
-        columns = self.tokens.shape[1]
-        if length <= columns:
-            return
-        columns = min(max(2 * columns, length), max(self.max_context, length))
-        self.tokens = _widened(self.tokens, columns)
-        self.is_open = _widened(self.is_open, columns)
-        self.is_fixed = _widened(self.is_fixed, columns)
-        self.attempts = _widened(self.attempts, columns)
-        self.kinds = _widened(self.kinds, columns)
-        self.confidence = _widened(self.confidence, columns)
-        if self.order is not None:
-            self.order = _widened(self.order, columns)
-        self.pages = _widened(self.pages, -(-columns // self.page_size))
 
-
-def _zeros(length: int) -> IntArray:
-    return np.zeros(length, dtype=np.int64)
-
-
-def _widened(array: NDArray[_T], columns: int) -> NDArray[_T]:
-    wider = np.zeros((array.shape[0], columns), dtype=array.dtype)
-    wider[:, : array.shape[1]] = array
-    return wider
+def _lines(chosen: NDArray[np.bool_], *columns: NDArray[np.integer]) -> list[tuple[int, ...]]:
+    """The chosen lines of columns [n], as Python numbers."""
+    return list(zip(*(column[chosen].tolist() for column in columns), strict=True))

@@ -24,8 +24,9 @@ from kernels import (
     score_rows,
 )
 from sampler.border.engine_config import EngineConfig
+from sampler.spans.scored import HostScores
 from sampler.step.graph_buckets import Bucket, bucket_of, graph_buckets
-from sampler.step.runner import HostScores, Runner, no_scores, to_host
+from sampler.step.runner import Runner, no_scores, to_host
 from sampler.step.step_input import StepInput
 from weights.families import FamilyRule, Order
 from weights.network.interface import NetworkInput

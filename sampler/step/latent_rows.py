@@ -32,7 +32,6 @@ def latent_rows(
     scored: LaidOut,
     table: SequenceTable,
     *,
-    num_levels: int,
     buffer: StepBuffer,
 ) -> tuple[LatentRows | None, LatentStep | None]:
     """Lay out the latents of a step; (None, None) when it drafts nothing.
@@ -52,7 +51,7 @@ def latent_rows(
     on_canvas = table.mode[seats] == Mode.DIFFUSION
     columns = positions % LatentTable.columns
     progress = np.where(on_canvas, table.latents.progress[seats, columns], 1.0)
-    levels = np.round(progress * num_levels).astype(np.int64)
+    levels = np.round(progress * table.latents.num_levels).astype(np.int64)
     chosen_scored = np.flatnonzero(is_draft[scored_index])
     latents = LatentRows(
         rows=buffer.place(chosen),
@@ -94,7 +93,7 @@ def _moves(
     ready = on_canvas & ~table.is_open[seats, positions]
     remembers = latents.remembers[at] & on_canvas
     speaks = _speaking_of_open(scored, table)
-    step = LatentStep(
+    return LatentStep(
         slots=buffer.place(seats * LatentTable.columns + columns),
         moves=buffer.place(moves.astype(np.float32)),
         remembers=buffer.place(remembers),
@@ -112,8 +111,6 @@ def _moves(
             + scored.positions[speaks] % LatentTable.columns
         ),
     )
-    latents.moved(seats[on_canvas], columns[on_canvas], table.undo)
-    return step
 
 
 def _speaking_of_open(scored: LaidOut, table: SequenceTable) -> IntArray:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import RowScores, ScoreSpec, ratio_rows
+from sampler.spans.scored import RowKind, ScoredRows
 from sampler.state.decoding import Mode
 from sampler.state.sequence_table import SequenceTable, Stage
 from sampler.step.ratio_step import IntArray, RatioStep, RoundRows
-from sampler.step.step_input import RowKind, ScoredRows
 from weights.network.interface import Network
 
 

@@ -1,6 +1,6 @@
 """`Runner`: the network and the scoring of one step, and the one copy of the result to the host."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -8,34 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from kernels import KVCache, RowScores, ScoreSpec, score_rows
+from sampler.spans.scored import HostScores
 from sampler.step.latent_store import LatentStore
 from sampler.step.ratio_acceptance import RatioVerifier
 from sampler.step.step_input import StepInput
 from weights.network.interface import Network
-
-
-@dataclass(frozen=True, slots=True)
-class HostScores:
-    """What the network says of the R scored rows, on the host.
-
-    token:         [R] int64, drawn
-    probability:   [R] float32, of the drawn token, in (0, 1]
-    argmax:        [R] int64
-    p1, p2:        [R] float32, the two largest probabilities
-    entropy:       [R] float32, nats
-    given_logprob: [R] float32 or None, of the token that was given
-    top_ids, top_logprobs: [R, K] or None
-    """
-
-    token: NDArray[np.int64]
-    probability: NDArray[np.float32]
-    argmax: NDArray[np.int64]
-    p1: NDArray[np.float32]
-    p2: NDArray[np.float32]
-    entropy: NDArray[np.float32]
-    given_logprob: NDArray[np.float32] | None = None
-    top_ids: NDArray[np.int64] | None = None
-    top_logprobs: NDArray[np.float32] | None = None
 
 
 class StepRunner(Protocol):

@@ -10,12 +10,12 @@ from kernels import PURPOSE_DRAFT, PURPOSE_TARGET, AllowedTokens, ScoreSpec, Spa
 from sampler.border.request import SamplingParams, has_penalties
 from sampler.seats.constraint import Constraint
 from sampler.seats.seat_record import SeatRecord
+from sampler.spans.scored import RowKind, ScoredRows
 from sampler.state.acceptance import Rule
 from sampler.state.decoding import Mode
 from sampler.state.sequence_table import SequenceTable
 from sampler.step.ratio_acceptance import drafts_by_ratio
 from sampler.step.step_buffer import StepBuffer
-from sampler.step.step_input import RowKind, ScoredRows
 
 _WORD_BITS = 32
 
@@ -120,7 +120,11 @@ def _adjust(
     seats = scored.seats
     for row, record in chosen:
         if not scored.is_given[row]:
-            entries[row] = _entries(record, _proposed_before(row, scored, table))
+            entries[row] = _entries(
+                record,
+                table.notes[seats[row]].token_counts,
+                _proposed_before(row, scored, table),
+            )
             if scored.positions[row] < table.min_length[scored.seats[row]]:
                 for token_id in record.stop_ids | vocabulary.eos_ids:
                     entries[row][token_id] = (1.0, float("-inf"))
@@ -166,13 +170,15 @@ def _proposed_before(row: int, scored: ScoredRows, table: SequenceTable) -> list
     return proposed
 
 
-def _entries(record: SeatRecord, proposed: list[int]) -> dict[int, tuple[float, float]]:
+def _entries(
+    record: SeatRecord, token_counts: Counter[int], proposed: list[int]
+) -> dict[int, tuple[float, float]]:
     """(repetition penalty, added value) of every logit that the request changes."""
     params = record.request.params
     entries = {token_id: (1.0, value) for token_id, value in params.logit_bias}
     if not has_penalties(params):
         return entries
-    counts = record.token_counts + Counter(proposed)
+    counts = token_counts + Counter(proposed)
     repeated: set[int] = set()
     if params.repetition_penalty != 1.0:
         repeated = set(record.request.prompt) | set(counts)

@@ -4,15 +4,14 @@ Shapes: S spans, T rows, R scored rows.
 """
 
 from dataclasses import dataclass
-from enum import IntEnum
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from kernels import PagedBatch
-from sampler.spans.latent_spans import LatentSpans
 from sampler.spans.plan import Plan
+from sampler.spans.scored import RowKind, ScoredRows
 from sampler.spans.span_rule import SpanRule
 from sampler.state.decoding import Mode
 from sampler.state.sequence_table import IntArray, SequenceTable
@@ -21,41 +20,6 @@ from sampler.step.latent_store import LatentStep
 from sampler.step.ratio_step import RatioStep
 from sampler.step.step_buffer import StepBuffer
 from weights.network.interface import NetworkInput
-
-
-class RowKind(IntEnum):
-    """What a row is run for."""
-
-    SETTLE = 0
-    PROPOSE = 1
-    DRAFT = 2
-    CHECK = 3
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredRows:
-    """The rows whose scores are wanted, on the host, in the order of the plan. All are [R].
-
-    rows:      their index among the T rows
-    spans:     index of their span in the plan
-    seats:     seat of their sequence
-    positions: the position that their scores speak of
-    ranks:     the rank of that position
-    kinds:     `RowKind` of each
-    is_given:  the position's token is known: only its log-probability is wanted (a prompt's
-               token, when the request asks for them)
-    branches:  accepted proposals that the row's branch begins behind, -1 outside branches; None
-               when there are none
-    """
-
-    rows: IntArray
-    spans: IntArray
-    seats: IntArray
-    positions: IntArray
-    ranks: IntArray
-    kinds: NDArray[np.int8]
-    is_given: NDArray[np.bool_]
-    branches: IntArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +86,7 @@ def build_step_input(
     np.cumsum(counts, out=starts[1:])
     scored = _choose_scored(plan, rows, position, table, rule, wants_prompt=wants_prompt)
     latents, latent_step = None, None
-    if isinstance(rule, LatentSpans):
+    if table.latents is not None:
         latents, latent_step = latent_rows(
             LaidOut(rows.seat, position),
             rows.kind == RowKind.DRAFT,
@@ -130,7 +94,6 @@ def build_step_input(
             scored.rows,
             LaidOut(scored.seats, scored.positions),
             table,
-            num_levels=rule.latent.num_levels,
             buffer=buffer,
         )
     batch = PagedBatch(

@@ -13,6 +13,7 @@ Run: python -m tests.bench.bench_eso_speed [--lengths 512 1024 2048] [--device c
 import argparse
 import time
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 
@@ -80,12 +81,9 @@ def build(name, network, length):
     if name == "Eso-LM (B)":
         return engine_over(network, ESO, context=context)
     block = int(name.split("=")[1].split()[0])
-    engine = engine_over(network, replace(BD3, block_length=block), context=context)
-    if name.endswith("as published"):
-        engine.rule = engine.scheduler.rule = engine.advance.rule = StoresApart(
-            engine.scheduler.family
-        )
-    return engine
+    spans = StoresApart if name.endswith("as published") else CanvasSpans
+    with patch("sampler.engine.span_rule_for", spans):
+        return engine_over(network, replace(BD3, block_length=block), context=context)
 
 
 def mdlm_seconds(network, length):

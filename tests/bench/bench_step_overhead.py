@@ -13,7 +13,7 @@ import torch
 from sampler.border.engine_config import EngineConfig
 from sampler.border.request import Request, SamplingParams
 from sampler.engine import Engine, EngineLimits
-from sampler.step.runner import HostScores
+from sampler.spans.scored import HostScores
 from sampler.step.score_spec import Vocabulary
 from tests.bench.harness import percentiles, print_table, write_json
 from tests.tiny import CAUSAL_RULE

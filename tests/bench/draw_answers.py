@@ -17,7 +17,7 @@ import numpy as np
 from sampler.border.engine_config import EngineConfig
 from sampler.border.request import DecodingMode, DecodingParams, Request, SamplingParams
 from sampler.engine_process import load_engine
-from sampler.outcome.latent_moves import target_progress
+from sampler.spans.latent_moves import target_progress
 from weights import describe_model
 from weights.files.default_model import DEFAULT_CANVAS_ADAPTER, default_model_path
 

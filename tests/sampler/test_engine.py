@@ -276,3 +276,20 @@ def test_ending_a_waiting_request_early_answers_once():
     engine.cancel("b", reports=True)
     answers = collect([engine.step()])
     assert [delta.finish for delta in answers["b"][1]] == [FinishReason.ABORT]
+
+
+def test_a_reset_forgets_what_warming_up_counted():
+    engine = hash_engine(num_pages=12)
+    run_all(engine, *requests_for(PROMPTS, max_tokens=12))
+    assert engine.metrics.num_preemptions > 0
+    engine.reset()
+    engine.step()
+    assert engine.metrics.num_preemptions == 0
+    assert engine.metrics.prefix_queries == 0
+    assert engine.scheduler.pool.num_idle == 0
+    answers = run_all(engine, *requests_for(["a", "c"], max_tokens=4))
+    assert engine.metrics.num_preemptions == 0
+    assert engine.metrics.generation_tokens == 8
+    assert {name: answers[name][0] for name in "ac"} == {
+        name: answer_alone(name, max_tokens=4) for name in "ac"
+    }

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sampler.spans.scored import RowKind
 from sampler.state.latent_knobs import MAX_REFINE_STEPS
-from sampler.step.step_input import RowKind
 from tests.tiny import HashRunner, hash_engine, request, run_all
 from weights.families import latent_rule
 from weights.network.latent_config import LatentConfig, LatentDefaults

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampler.spans.rank_spans import draw_schedule, strided_schedule
+from sampler.spans.rank_schedule import draw_schedule, strided_schedule
 from tests.sampler.golden_engine import golden_cases, golden_engine, golden_model
 from tests.tiny import request, run_all
 

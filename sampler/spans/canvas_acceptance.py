@@ -3,7 +3,6 @@
 Shapes: R scored drafts, S canvases with drafts in the step, W columns of the widest.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from kernels import PURPOSE_CHOICE, edit_tokens, remask_tokens, uniform_noise
+from sampler.spans.scored import HostScores, ScoredRows
 from sampler.state.acceptance import (
     CanvasKnobs,
     CanvasScores,
@@ -21,8 +21,6 @@ from sampler.state.acceptance import (
 )
 from sampler.state.decoding import Schedule
 from sampler.state.sequence_table import IntArray, SequenceTable
-from sampler.step.runner import HostScores
-from sampler.step.step_input import ScoredRows
 
 # Dream's time runs from 1 to this. From: Dream's generation code, eps.
 _LAST_TIME = 1e-3
@@ -223,8 +221,3 @@ def _spread(
     spread = np.zeros(shape, dtype=values.dtype)
     spread[line, column] = values
     return torch.from_numpy(spread)
-
-
-def uncertainty(entropy: float, vocabulary_size: int) -> float:
-    """Entropy in nats as a share of the largest there can be, in [0, 1]."""
-    return min(max(entropy / math.log(vocabulary_size), 0.0), 1.0)

@@ -1,7 +1,7 @@
 """What a step changes in latent canvases: proposals for the next step, or latents that move.
 
-The part of `Advance` for families with latents (Evo): `follow_branch` after a verification,
-`evolve` in diffusion mode.
+The second half of `LatentSpans` (Evo): `follow_branch` after a verification, `evolve` and `slide`
+in diffusion mode.
 
 Shapes: n scored rows.
 """
@@ -12,14 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sampler.outcome.latent_moves import Floats, MoveKnobs, decide_moves, left_run, target_progress
-from sampler.seats.prediction import Endings
-from sampler.spans.latent_spans import LatentSpans
+from sampler.spans.latent_moves import Floats, MoveKnobs, decide_moves, left_run, target_progress
+from sampler.spans.scored import HostScores, RowKind, ScoredRows, StepScores
+from sampler.spans.step_outcome import SeatedRequests
 from sampler.state.latent_knobs import Uncertainty
 from sampler.state.latent_table import LatentTable
-from sampler.state.sequence_table import IntArray, SequenceTable, Stage
-from sampler.step.runner import HostScores
-from sampler.step.step_input import RowKind, ScoredRows
+from sampler.state.sequence_table import IntArray, SequenceTable
 
 # Fields of `LatentKnobs` that `MoveKnobs` has too.
 _NUMBERS = ("delta_min", "delta_max", "finalize", "jump", "t_plan", "hysteresis")
@@ -30,10 +28,9 @@ def follow_branch(
     drafted: IntArray,
     *,
     confirmed: int,
-    endings: Endings | None,
     table: SequenceTable,
-    scored: ScoredRows,
-    scores: HostScores,
+    step: StepScores,
+    requests: SeatedRequests,
 ) -> None:
     """Propose what the branch drafted that takes so many proposals as accepted, if there is one.
 
@@ -41,22 +38,18 @@ def follow_branch(
     answers it is confirmed more often than any draft.
 
     drafted: [n], the scored rows of the seat's branches in the order of the plan
-    endings: of the text, or None when nothing is looked up
     """
+    scored, scores = step.scored, step.scores
     assert scored.branches is not None, "drafts that are verified come in branches"
     final, limit = int(table.final[seat]), int(table.limit[seat])
     own = drafted[scored.branches[drafted] == confirmed]
     guesses, probable = scores.token[own], scores.probability[own]
-    if endings is not None:
-        repeated = endings.find(table.text(seat), count=int(table.num_drafts[seat]))
-        if repeated.size:
-            guesses, probable = repeated, np.zeros(repeated.size, dtype=np.float32)
+    repeated = requests.repeated(seat, count=int(table.num_drafts[seat]))
+    if repeated.size:
+        guesses, probable = repeated, np.zeros(repeated.size, dtype=np.float32)
     # Behind the last proposal one more token is drawn.
     count = max(min(guesses.size, limit - final - 1), 0)
-    table.tokens[seat, final : final + count] = guesses[:count]
-    table.confidence[seat, final : final + count] = probable[:count]
-    table.canvas_stop[seat] = final + count
-    table.stage[seat] = Stage.VERIFY if count else Stage.SETTLE
+    table.propose_behind(seat, guesses[:count], probable[:count])
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +71,14 @@ def evolve(
     scored: ScoredRows,
     scores: HostScores,
     table: SequenceTable,
-    rule: LatentSpans,
+    calibration: tuple[tuple[float, float], ...],
     *,
     vocabulary_size: int,
 ) -> Evolved:
     """Decide which open positions are ready, and how the latents of the others move.
 
-    rows: scored rows of sequences that decode by latent canvas
+    rows:        scored rows of sequences that decode by latent canvas
+    calibration: (t, mean uncertainty) of the family's latents
     """
     latents = table.latents
     assert latents is not None, "a latent family has a table of latents"
@@ -101,18 +95,23 @@ def evolve(
         latents.previous[at].astype(np.float64),
         corrects,
         uncertain,
-        target_progress(uncertain, rule.latent.calibration),
+        target_progress(uncertain, calibration),
         MoveKnobs(
             **{name: knobs[name] for name in _NUMBERS},
             is_heun=knobs["is_heun"] > 0,
         ),
-        num_levels=rule.latent.num_levels,
+        num_levels=latents.num_levels,
     )
     is_exact = scored.kinds[rows] == RowKind.SETTLE
     ready = moves.is_ready | is_exact
     ready &= left_run(seats, positions, ready) | (knobs["is_left_to_right"] == 0)
-    ready |= _forced(seats, positions, ready, table, knobs["max_refine_steps"])
-    latents.progress[at] = np.where(ready, 0.0, moves.progress)
+    ready |= _waited(seats, positions, ready, table, knobs["max_refine_steps"])
+    latents.advance(
+        *at,
+        progress=np.where(ready, 0.0, moves.progress),
+        remembers=moves.remembers & ~ready,
+        renoised=moves.is_renoised,
+    )
     latents.set_move(
         *at,
         keep=moves.keep,
@@ -121,10 +120,6 @@ def evolve(
         slope=moves.slope,
         noise=moves.noise,
     )
-    remembers = moves.remembers & ~ready
-    latents.remembers[at] = latents.corrects[at] = remembers
-    latents.previous[at] = np.where(remembers, before, latents.previous[at])
-    latents.noise_draws[at] += moves.is_renoised
     return Evolved(rows, ready, is_exact)
 
 
@@ -143,20 +138,20 @@ def uncertainties(
     return np.clip(chosen, 0.0, 1.0)
 
 
-def _forced(
+def _waited(
     seats: IntArray,
     positions: IntArray,
     ready: NDArray[np.bool_],
     table: SequenceTable,
     patience: Floats,
 ) -> NDArray[np.bool_]:
-    """The first open position of every canvas whose patience is over [n]."""
+    """Count steps without gain; the first open position of canvases whose patience is over [n]."""
     own, place, line = np.unique(seats, return_index=True, return_inverse=True)
     gains = np.zeros(own.size, dtype=np.bool_)
     np.logical_or.at(gains, line, ready)
     waited = np.where(gains, 0, table.part_steps[own] + 1)
     is_due = waited >= patience[place]
-    table.part_steps[own] = np.where(is_due, 0, waited)
+    table.wait(own, np.where(is_due, 0, waited))
     first = np.full(own.size, np.iinfo(np.int64).max)
     np.minimum.at(first, line, positions)
     forced: NDArray[np.bool_] = is_due[line] & (positions == first[line])
@@ -171,14 +166,13 @@ def slide(seat: int, *, mean_uncertainty: float | None, table: SequenceTable) ->
     start, stop = int(table.final[seat]), int(table.canvas_stop[seat])
     is_open = table.is_open[seat, start:stop]
     filled = int(is_open.argmax()) if is_open.any() else stop - start
-    table.final[seat] = start + filled
+    table.finish_part(seat, start + filled)
     if mean_uncertainty is not None:
-        table.width_now[seat] = _width(mean_uncertainty, int(table.width[seat]), table, seat)
+        table.set_width(seat, _width(mean_uncertainty, int(table.width[seat]), table, seat))
     # A narrower canvas gives up what lies behind its new end.
     end = max(int(table.final[seat] + table.width_now[seat]), int(table.final[seat]))
     if end < stop:
-        table.is_open[seat, end:stop] = False
-        table.canvas_stop[seat] = end
+        table.narrow(seat, end)
     return filled
 
 
