@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sampler.decoding import resolve_decoding
 from sampler.likelihood import text_likelihood
+from sampler.request import SamplingParams
 from weights import load_model
 
 EXAMPLES = Path(__file__).parents[3] / "weights" / "examples"
@@ -59,6 +61,17 @@ def test_held_out_losses_fell_in_training(name):
 def test_the_exact_perplexity_of_the_eso_lm_rises_with_the_random_share():
     by_share = figures("eso_lm")["exact_perplexity"]
     assert by_share["0.0"] < by_share["0.25"] < by_share["1.0"]
+
+
+def test_the_eso_lm_is_served_in_the_order_that_it_was_trained_for():
+    model = load("eso_lm")
+    assert resolve_decoding(SamplingParams(max_tokens=8), model.family.rule).alpha_0 == 0.25
+    tokens = model.tokenizer.encode(PAGE, add_special_tokens=False)
+    served, trained = (
+        text_likelihood(model.network, model.family.rule, tokens, num_orders=2, **share)
+        for share in ({}, {"alpha_0": 0.25})
+    )
+    assert served.by_order.tolist() == trained.by_order.tolist()
 
 
 def test_the_scorer_finds_the_same_rise_on_a_page_of_its_own():
