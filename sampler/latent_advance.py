@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampler.latent_knobs import Uncertainty
-from sampler.latent_moves import Floats, MoveKnobs, decide_moves, left_run, target_progress
+from sampler.latent_moves import Floats, MoveKnobs, decide_moves, left_run
 from sampler.latent_spans import LatentSpans
 from sampler.latent_table import LatentTable
 from sampler.prediction import Endings
@@ -101,7 +101,7 @@ def evolve(
         latents.previous[at].astype(np.float64),
         corrects,
         uncertain,
-        target_progress(uncertain, rule.latent.calibration),
+        rule.information,
         MoveKnobs(
             **{name: knobs[name] for name in _NUMBERS},
             is_heun=knobs["is_heun"] > 0,
@@ -111,7 +111,9 @@ def evolve(
     is_exact = scored.kinds[rows] == RowKind.SETTLE
     ready = moves.is_ready | is_exact
     ready &= left_run(seats, positions, ready) | (knobs["is_left_to_right"] == 0)
-    ready |= _forced(seats, positions, ready, table, knobs["max_refine_steps"])
+    # In any order the most certain position goes ahead, else the first.
+    precedence = np.where(knobs["is_left_to_right"] > 0, 0.0, uncertain)
+    ready |= _forced(seats, positions, ready, precedence, table, knobs["max_refine_steps"])
     latents.progress[at] = np.where(ready, 0.0, moves.progress)
     latents.set_move(
         *at,
@@ -147,20 +149,25 @@ def _forced(
     seats: IntArray,
     positions: IntArray,
     ready: NDArray[np.bool_],
+    precedence: Floats,
     table: SequenceTable,
     patience: Floats,
 ) -> NDArray[np.bool_]:
-    """The first open position of every canvas whose patience is over [n]."""
+    """One open position of every canvas whose patience is over [n]: of least precedence value.
+
+    The first of those that are equal.
+    """
     own, place, line = np.unique(seats, return_index=True, return_inverse=True)
     gains = np.zeros(own.size, dtype=np.bool_)
     np.logical_or.at(gains, line, ready)
     waited = np.where(gains, 0, table.part_steps[own] + 1)
     is_due = waited >= patience[place]
     table.part_steps[own] = np.where(is_due, 0, waited)
-    first = np.full(own.size, np.iinfo(np.int64).max)
-    np.minimum.at(first, line, positions)
-    forced: NDArray[np.bool_] = is_due[line] & (positions == first[line])
-    return forced
+    order = np.lexsort((positions, precedence, line))
+    _, first = np.unique(line[order], return_index=True)
+    forced = np.zeros(seats.size, dtype=np.bool_)
+    forced[order[first]] = True
+    return forced & is_due[line]
 
 
 def slide(seat: int, *, mean_uncertainty: float | None, table: SequenceTable) -> int:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sampler.decoding import Mode
 from sampler.latent_knobs import Branches
+from sampler.latent_moves import Information
 from sampler.plan import Plan
 from sampler.request import Request
 from sampler.sequence_table import IntArray, SequenceTable, Stage
@@ -30,6 +31,7 @@ class LatentSpans(CausalSpans):
         assert rule.latent is not None, "a family without latents has other spans"
         self.rule = rule
         self.latent = rule.latent
+        self.information = Information(rule.latent.calibration)
         self.drafts_speak_of_next = rule.draft_speaks_of is Speaks.NEXT
 
     def open_sequence(self, table: SequenceTable, seat: int, request: Request) -> None:  # noqa: ARG002
