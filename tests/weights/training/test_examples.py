@@ -8,9 +8,14 @@ import pytest
 import torch
 
 from sampler.decoding import resolve_decoding
+from sampler.engine_config import EngineConfig
+from sampler.engine_process import load_engine
 from sampler.likelihood import text_likelihood
-from sampler.request import SamplingParams
+from sampler.request import DecodingMode, DecodingParams, SamplingParams
+from tests.bench.canvas_answers import answer_all
 from weights import load_model
+from weights.training.prompts import Prompt
+from weights.training.tasks import SUDOKU, TaskTexts, is_right
 
 EXAMPLES = Path(__file__).parents[3] / "weights" / "examples"
 NAMES = ("evo", "eso_lm")
@@ -100,3 +105,27 @@ def test_the_evo_reads_a_page_better_than_by_letter_frequency():
     tokens = model.tokenizer.encode(PAGE, add_special_tokens=False)
     scored = text_likelihood(model.network, model.family.rule, tokens)
     assert -scored.logprob / scored.num_scored < 5.0
+
+
+def test_the_example_of_tasks_solves_most_held_out_puzzles_in_few_forwards():
+    config = EngineConfig(
+        model=str(EXAMPLES / "evo_tasks"), device="cpu", dtype="float32", max_sequences=12
+    )
+    engine, _ = load_engine(config)
+    texts = TaskTexts.make(12, seed=5).draw(SUDOKU, 12, torch.Generator().manual_seed(1))
+    prompts = [
+        Prompt("task", tuple(ids), True) for ids in texts[:, : SUDOKU.prompt_length].tolist()
+    ]
+    decoding = DecodingParams(mode=DecodingMode.DIFFUSION)
+    answers, _ = answer_all(engine, prompts, decoding, max_tokens=SUDOKU.answer_length)
+    tokens = torch.zeros(12, SUDOKU.answer_length, dtype=torch.int64)
+    for row, answer in enumerate(answers):
+        tokens[row, : len(answer.tokens)] = torch.tensor(answer.tokens)
+    assert is_right(SUDOKU, texts, tokens).sum() >= 10
+    assert max(answer.stats.steps for answer in answers) <= 12
+
+
+def test_the_example_of_tasks_is_small_and_says_how_it_was_made():
+    folder = EXAMPLES / "evo_tasks"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 5_000_000
+    assert "minutes | 33.0" in (folder / "README.md").read_text()
