@@ -111,8 +111,9 @@ def evolve(
     is_exact = scored.kinds[rows] == RowKind.SETTLE
     ready = moves.is_ready | is_exact
     ready &= left_run(seats, positions, ready) | (knobs["is_left_to_right"] == 0)
-    # In any order the most certain position goes ahead, else the first.
-    precedence = np.where(knobs["is_left_to_right"] > 0, 0.0, uncertain)
+    # Where t may stand still, as masks do, the most certain position goes ahead, else the first.
+    is_first = (knobs["is_left_to_right"] > 0) | (knobs["delta_min"] > 0)
+    precedence = np.where(is_first, 0.0, uncertain)
     ready |= _forced(seats, positions, ready, precedence, table, knobs["max_refine_steps"])
     latents.progress[at] = np.where(ready, 0.0, moves.progress)
     latents.set_move(

@@ -29,7 +29,8 @@ class Path:
     delta_min, delta_max: the share falls by at least and at most so much in a step
     finalize:  ready below this normalised entropy once the share is at most t_plan
     jump:      ready below it at any share
-    patience:  steps without any position ready, after which the most certain one is drawn
+    patience:  steps without any position ready, after which one is drawn: the most certain where
+               delta_min is 0, else the first
     """
 
     delta_min: float
@@ -92,7 +93,8 @@ def decode_canvas(
         waited = torch.where(ready.any(dim=1) | ~is_open.any(dim=1), 0, waited + 1)
         forced = waited >= path.patience
         waited[forced] = 0
-        first = uncertain.masked_fill(~is_open, 2.0).argmin(dim=1)
+        precedence = uncertain if path.delta_min == 0 else torch.zeros_like(uncertain)
+        first = precedence.masked_fill(~is_open, 2.0).argmin(dim=1)
         ready[forced, first[forced]] = True
         answers = torch.where(ready, drawn, answers)
         expected = _expected(logits, temperature) @ embedding
