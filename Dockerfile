@@ -55,7 +55,7 @@ WORKDIR /cache
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=10m --retries=3 \
-    CMD ["python", "-m", "server.probe"]
+    CMD ["python", "-m", "server.shell.probe"]
 ENTRYPOINT ["estuary"]
 CMD ["serve"]
 

@@ -15,11 +15,14 @@ from kernels.accept_rows import (
     verify_drawn,
     verify_ratio,
 )
-from kernels.attention_plan import AttentionPlan, plan_attention
+from kernels.attention.kv_cache import KVCache, allocate_kv_cache, page_bytes
+from kernels.attention.paged_attention import paged_attention
+from kernels.attention.paged_batch import PagedBatch
+from kernels.attention.plan import AttentionPlan, plan_attention
+from kernels.attention.store_kv import store_kv
 from kernels.cuda_graph import CapturedSteps, Recorder, bucket_for, padding_batch, record_graph
 from kernels.dispatch import runs_triton
 from kernels.grouped_experts import grouped_experts
-from kernels.kv_cache import KVCache, allocate_kv_cache, page_bytes
 from kernels.linear import Int8Weight, linear, quantize_int8
 from kernels.noise import (
     PURPOSE_CHOICE,
@@ -31,15 +34,12 @@ from kernels.noise import (
     uniform_noise,
 )
 from kernels.norms import add_rms_norm, layer_norm, rms_norm
-from kernels.paged_attention import paged_attention
-from kernels.paged_batch import PagedBatch
-from kernels.ratio_rows import ratio_rows
 from kernels.rotary import RotaryRows, RotaryTable, rotary_rows
-from kernels.score_finish import finish_scores
-from kernels.score_partials import ScorePartials, join_partials
-from kernels.score_rows import score_partials, score_rows
-from kernels.score_spec import AllowedTokens, RowScores, ScoreSpec, SparseAdjust
-from kernels.store_kv import store_kv
+from kernels.score.finish import finish_scores
+from kernels.score.partials import ScorePartials, join_partials
+from kernels.score.ratio import ratio_rows
+from kernels.score.rows import score_partials, score_rows
+from kernels.score.spec import AllowedTokens, RowScores, ScoreSpec, SparseAdjust
 from kernels.swiglu import swiglu
 
 __all__ = [

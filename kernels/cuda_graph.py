@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.paged_batch import PagedBatch
+from kernels.attention.paged_batch import PagedBatch
 
 # Runs before a capture: kernels compile, and tables that are made once are made outside of it.
 _WARM_UPS = 2

@@ -1,11 +1,10 @@
 """Which sequence runs next and how; which tokens are accepted; which pages hold what; the loop."""
 
-from sampler.engine_client import EngineClient
-from sampler.engine_config import EngineConfig
-from sampler.engine_metrics import EngineMetrics
-from sampler.errors import EngineStopped, Overloaded, PromptTooLong, RequestError
-from sampler.messages import ModelInfo
-from sampler.request import (
+from sampler.border.engine_config import EngineConfig
+from sampler.border.engine_metrics import EngineMetrics
+from sampler.border.errors import EngineStopped, Overloaded, PromptTooLong, RequestError
+from sampler.border.messages import ModelInfo
+from sampler.border.request import (
     DecodingMode,
     DecodingParams,
     Delta,
@@ -23,6 +22,7 @@ from sampler.request import (
     TokenLogprob,
     TokenTrace,
 )
+from sampler.engine_client import EngineClient
 
 __all__ = [
     "DecodingMode",

@@ -9,34 +9,34 @@ import numpy as np
 import torch
 
 from kernels import KVCache, allocate_kv_cache, page_bytes
-from sampler.advance import Advance
-from sampler.balance import Balance, branch_costs, canvas_costs, rank_costs
-from sampler.canvas_spans import CanvasSpans
-from sampler.decoding import Mode, resolve_decoding
-from sampler.engine_config import EngineConfig
-from sampler.engine_metrics import EngineMetrics
-from sampler.errors import PromptTooLong, RequestError
-from sampler.grammar import Grammars
-from sampler.latent_spans import LatentSpans
-from sampler.latent_table import LatentTable
-from sampler.messages import ModelInfo, StepOutput, TokenBatch
-from sampler.plan import Plan
-from sampler.prediction import check_prediction
-from sampler.rank_spans import RankSpans
-from sampler.ratio import ratio_step
-from sampler.request import Delta, FinishReason, Request
-from sampler.runner import HostScores, StepRunner
+from sampler.balance.balance import Balance, branch_costs, canvas_costs, rank_costs
+from sampler.balance.step_time import StepShape, StepTimeModel
+from sampler.border.engine_config import EngineConfig
+from sampler.border.engine_metrics import EngineMetrics
+from sampler.border.errors import PromptTooLong, RequestError
+from sampler.border.messages import ModelInfo, StepOutput, TokenBatch
+from sampler.border.request import Delta, FinishReason, Request
+from sampler.outcome.advance import Advance
 from sampler.scheduler import Scheduler
-from sampler.score_spec import Vocabulary, build_score_spec
-from sampler.sequence_table import SequenceTable
-from sampler.span_rules import span_rule_for
-from sampler.step_buffer import StepBuffer
-from sampler.step_input import StepInput, build_step_input
-from sampler.step_time import StepShape, StepTimeModel
-from sampler.whole_spans import WholeSpans
-from sampler.window_spans import WindowSpans
+from sampler.seats.constraint import Grammars
+from sampler.seats.prediction import check_prediction
+from sampler.spans.canvas_spans import CanvasSpans
+from sampler.spans.latent_spans import LatentSpans
+from sampler.spans.plan import Plan
+from sampler.spans.rank_spans import RankSpans
+from sampler.spans.span_rules import span_rule_for
+from sampler.spans.whole_spans import WholeSpans
+from sampler.spans.window_spans import WindowSpans
+from sampler.state.decoding import Mode, resolve_decoding
+from sampler.state.latent_table import LatentTable
+from sampler.state.sequence_table import SequenceTable
+from sampler.step.ratio_acceptance import ratio_step
+from sampler.step.runner import HostScores, StepRunner
+from sampler.step.score_spec import Vocabulary, build_score_spec
+from sampler.step.step_buffer import StepBuffer
+from sampler.step.step_input import StepInput, build_step_input
 from weights.families import FamilyRule
-from weights.network import Network
+from weights.network.interface import Network
 
 log = logging.getLogger(__name__)
 

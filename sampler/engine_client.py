@@ -11,10 +11,10 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 
-from sampler.engine_config import EngineConfig
-from sampler.engine_metrics import EngineMetrics
-from sampler.errors import EngineStopped, Overloaded
-from sampler.messages import (
+from sampler.border.engine_config import EngineConfig
+from sampler.border.engine_metrics import EngineMetrics
+from sampler.border.errors import EngineStopped, Overloaded
+from sampler.border.messages import (
     FRAME_HEADER_BYTES,
     Cancel,
     Failed,
@@ -28,7 +28,7 @@ from sampler.messages import (
     decode_from_engine,
     encode_frame,
 )
-from sampler.request import Delta, Request
+from sampler.border.request import Delta, Request
 
 log = logging.getLogger(__name__)
 

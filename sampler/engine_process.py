@@ -20,13 +20,8 @@ import msgspec
 import torch
 
 from kernels import record_graph
-from sampler.engine import Engine, EngineLimits, cache_for, model_info
-from sampler.engine_config import EngineConfig
-from sampler.grammar import Grammars
-from sampler.graph_runner import GraphRunner, graph_runner
-from sampler.latent_spans import LatentSpans
-from sampler.latent_store import LatentStore
-from sampler.messages import (
+from sampler.border.engine_config import EngineConfig
+from sampler.border.messages import (
     FRAME_HEADER_BYTES,
     Cancel,
     Failed,
@@ -40,9 +35,14 @@ from sampler.messages import (
     decode_to_engine,
     encode_frame,
 )
-from sampler.request import DecodingMode, DecodingParams, Request, SamplingParams
-from sampler.runner import Runner
-from sampler.score_spec import Vocabulary
+from sampler.border.request import DecodingMode, DecodingParams, Request, SamplingParams
+from sampler.engine import Engine, EngineLimits, cache_for, model_info
+from sampler.seats.constraint import Grammars
+from sampler.spans.latent_spans import LatentSpans
+from sampler.step.graph_runner import GraphRunner, graph_runner
+from sampler.step.latent_store import LatentStore
+from sampler.step.runner import Runner
+from sampler.step.score_spec import Vocabulary
 from weights import CheckpointError, Quantize, load_model
 from weights.families import RuleOverrides
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kernels import Int8Weight, RowScores, ScoreSpec, score_rows
-from weights.latent import LatentRows
-from weights.network import Network
+from weights.network.interface import Network
+from weights.network.latent import LatentRows
 
 
 def score_latents(
@@ -19,7 +19,7 @@ def score_latents(
     """Score hidden [R, d]; the expected embedding is of the distribution that is drawn from.
 
     Where the network has an output prior, [h, c z, -s] meets [W, E, |e|^2]: the exact likelihood
-    of a row's latent is added to its logits (`weights.latent.Likelihood`).
+    of a row's latent is added to its logits (`weights.network.latent.Likelihood`).
 
     is_tempered: whether some row has a temperature besides 0 and 1
     """

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import KVCache, PagedBatch, ScoreSpec, allocate_kv_cache, score_rows
-from sampler.rank_spans import draw_schedule
+from sampler.spans.rank_spans import draw_schedule
 from weights.families import FamilyRule, Order, Settle
-from weights.network import Network, NetworkInput
+from weights.network.interface import Network, NetworkInput
 
 _PAGE_SIZE = 16
 

@@ -10,22 +10,22 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
-from sampler.balance import Balance, Load
-from sampler.canvas_spans import CanvasSpans
-from sampler.decoding import Lookup, resolve_decoding
-from sampler.engine_config import EngineConfig
-from sampler.grammar import Constraint, Grammars
-from sampler.latent_spans import LatentSpans
-from sampler.page_pool import PagePool
-from sampler.plan import Plan
-from sampler.prediction import begin_proposals, endings_for, proposer_for
-from sampler.prefix_cache import PrefixCache
-from sampler.rank_spans import RankSpans
-from sampler.request import Request
-from sampler.seat_record import SeatRecord
-from sampler.sequence_table import IntArray, SeatState, SequenceTable
-from sampler.span_rule import SpanRule
-from sampler.waiting_queue import WaitingQueue
+from sampler.balance.balance import Balance, Load
+from sampler.border.engine_config import EngineConfig
+from sampler.border.request import Request
+from sampler.pages.page_pool import PagePool
+from sampler.pages.prefix_cache import PrefixCache
+from sampler.seats.constraint import Constraint, Grammars
+from sampler.seats.prediction import begin_proposals, endings_for, proposer_for
+from sampler.seats.seat_record import SeatRecord
+from sampler.seats.waiting_queue import WaitingQueue
+from sampler.spans.canvas_spans import CanvasSpans
+from sampler.spans.latent_spans import LatentSpans
+from sampler.spans.plan import Plan
+from sampler.spans.rank_spans import RankSpans
+from sampler.spans.span_rule import SpanRule
+from sampler.state.decoding import Lookup, resolve_decoding
+from sampler.state.sequence_table import IntArray, SeatState, SequenceTable
 from weights.families import FamilyRule
 
 log = logging.getLogger(__name__)

@@ -1,5 +1,5 @@
 """`python -m server` is `estuary`."""
 
-from server.cli import main
+from server.shell.cli import main
 
 raise SystemExit(main())

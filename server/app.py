@@ -13,7 +13,6 @@ from starlette.responses import Response
 from sampler import EngineStopped, RequestError
 from server.engine import Engine
 from server.error_responses import ApiError, answer_of, error_response
-from server.metrics import ServerMetrics
 from server.middleware.auth import Authenticate
 from server.middleware.body_limits import BodyLimits
 from server.middleware.observe import Observe
@@ -32,10 +31,11 @@ from server.routes import (
 from server.routes.playground import playground_router
 from server.settings import Settings
 from server.state import ServerState, package_version
-from server.tracing import NoTracing, Tracing
-from weights.chat_template import ChatTemplate
+from server.watch.metrics import ServerMetrics
+from server.watch.tracing import NoTracing, Tracing
 from weights.families import FamilyRule
-from weights.tokenizer import Tokenizer
+from weights.text.chat_template import ChatTemplate
+from weights.text.tokenizer import Tokenizer
 
 _ROUTERS = (
     chat.router,

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from sampler.errors import EngineStopped, Overloaded, PromptTooLong, RequestError
+from sampler.border.errors import EngineStopped, Overloaded, PromptTooLong, RequestError
 from server.limits import MAX_REPORTED_ERRORS
 from server.schema.errors import ErrorBody, ErrorDetail
 

@@ -10,13 +10,13 @@ from fastapi import Request
 from sampler import EngineStopped, Overloaded
 from server.engine import Engine
 from server.error_responses import ApiError, ErrorAnswer, unavailable
-from server.metrics import ServerMetrics
-from server.model_tools import ModelTools
 from server.settings import Settings
-from server.tracing import NoTracing, Tracing
-from weights.chat_template import ChatTemplate
+from server.translate.model_text import ModelTools
+from server.watch.metrics import ServerMetrics
+from server.watch.tracing import NoTracing, Tracing
 from weights.families import FamilyRule
-from weights.tokenizer import Tokenizer
+from weights.text.chat_template import ChatTemplate
+from weights.text.tokenizer import Tokenizer
 
 # A step on a slow CPU with a full row budget takes seconds, never so long; an idle engine
 # reports every second.

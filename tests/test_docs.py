@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sampler.acceptance import RULES
+from sampler.state.acceptance import RULES
 from server.schema.common import DecodingBody
 from server.settings import Settings
 from tests.bench.report import PAGE, RESULTS, rendered

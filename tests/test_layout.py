@@ -1,6 +1,7 @@
 """What keeps the four packages apart, and what the repository says of itself, holds."""
 
 import ast
+import functools
 import importlib.util
 import re
 import subprocess
@@ -68,6 +69,7 @@ def repository_files():
     return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
+@functools.cache
 def trees():
     return {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in MODULES}
 
@@ -175,3 +177,76 @@ def test_the_lock_has_every_dependency_in_a_version_that_is_asked_for():
 def test_every_installation_takes_the_same_torch():
     text = "".join((ROOT / name).read_text() for name in ("Makefile", "Dockerfile"))
     assert set(re.findall(r"torch==([\d.]+\d)", text)) == {"2.13.0"}
+
+
+# A wing of which others use more names is public as a whole.
+MOST_NAMES = 50
+
+
+def folders(*names):
+    return sorted({path.parent for name in names for path in (ROOT / name).rglob("*.py")})
+
+
+def test_no_folder_has_more_than_twenty_modules():
+    sizes = {
+        str(folder.relative_to(ROOT)): len([*folder.glob("*.py")])
+        for folder in folders(*PACKAGES)
+        if folder.name != "families"
+    }
+    assert {name: size for name, size in sizes.items() if size > 20} == {}
+
+
+def wings():
+    return [folder for folder in folders(*PACKAGES) if folder.parent != ROOT]
+
+
+def taken_from_outside(wing):
+    """Names that modules of the packages take from a wing that they are not in."""
+    prefix = ".".join(wing.relative_to(ROOT).parts)
+    return {
+        alias.name
+        for name, tree in trees().items()
+        if not (ROOT / name).is_relative_to(wing)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        and (node.module == prefix or (node.module or "").startswith(prefix + "."))
+        for alias in node.names
+    }
+
+
+@pytest.mark.parametrize("wing", wings(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_wing_says_what_lives_there_and_what_others_use(wing):
+    tree = ast.parse((wing / "__init__.py").read_text())
+    said = ast.get_docstring(tree)
+    assert said.splitlines()[0].endswith(".")
+    if len(tree.body) == 1:
+        names, taken = said.partition("\n\n")[2], taken_from_outside(wing)
+        public = "every public name" in names
+        assert public == (len(taken) > MOST_NAMES)
+        assert public or set(re.findall(r"`(\w+)`", names)) == taken
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_tests_lie_beside_what_they_are_named_after(package):
+    tests = ROOT / "tests" / package
+    beside = {
+        path.stem: {other.relative_to(ROOT / package).parent for other in places}
+        for path in tests.rglob("test_*.py")
+        if (places := [*(ROOT / package).rglob(path.stem.removeprefix("test_") + ".py")])
+    }
+    astray = [
+        path.relative_to(ROOT).as_posix()
+        for path in tests.rglob("test_*.py")
+        if path.stem in beside and path.relative_to(tests).parent not in beside[path.stem]
+    ]
+    assert astray == []
+
+
+def test_every_folder_of_tests_with_tests_has_a_folder_of_modules():
+    astray = [
+        str(folder.relative_to(ROOT))
+        for name in PACKAGES
+        for folder in folders(f"tests/{name}")
+        if not (ROOT / folder.relative_to(ROOT / "tests")).is_dir()
+    ]
+    assert astray == []

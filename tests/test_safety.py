@@ -14,7 +14,7 @@ MODULES = [
 # Reads the names in a pickle to build plain values from it, and runs none of them.
 READS_PICKLES = {"lightning_file.py"}
 # When an answer was made, as OpenAI's API says it; log lines; spans. None of them is a duration.
-TELLS_THE_TIME = {"state.py", "generate.py", "logging_setup.py", "otel.py"}
+TELLS_THE_TIME = {"state.py", "exchange.py", "logging_setup.py", "otel.py"}
 
 
 def calls(path):

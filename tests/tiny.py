@@ -5,11 +5,11 @@ import time
 import numpy as np
 import torch
 
+from sampler.border.engine_config import EngineConfig
+from sampler.border.request import DecodingMode, DecodingParams, EvoParams, Request, SamplingParams
 from sampler.engine import Engine, EngineLimits
-from sampler.engine_config import EngineConfig
-from sampler.request import DecodingMode, DecodingParams, EvoParams, Request, SamplingParams
-from sampler.runner import HostScores
-from sampler.score_spec import Vocabulary
+from sampler.step.runner import HostScores
+from sampler.step.score_spec import Vocabulary
 from weights.families import FamilyRule
 
 CAUSAL_RULE = FamilyRule()

@@ -1,7 +1,5 @@
 """Checkpoints, model families, networks, tokenizer, chat template, the embedded default model."""
 
-from weights.chat_template import ChatTemplate
-from weights.detokenizer import Detokenizer
 from weights.errors import CheckpointError, FetchError, TemplateError
 from weights.families import (
     FAMILIES,
@@ -15,8 +13,6 @@ from weights.families import (
     Settle,
     Speaks,
 )
-from weights.generation_defaults import GenerationDefaults
-from weights.linear import Placement
 from weights.load import (
     LoadedModel,
     ModelDescription,
@@ -25,9 +21,13 @@ from weights.load import (
     describe_model,
     load_model,
 )
-from weights.network import Network, NetworkInput
-from weights.network_config import NetworkConfig
-from weights.tokenizer import Tokenizer
+from weights.network.config import NetworkConfig
+from weights.network.interface import Network, NetworkInput
+from weights.network.linear import Placement
+from weights.text.chat_template import ChatTemplate
+from weights.text.detokenizer import Detokenizer
+from weights.text.generation_defaults import GenerationDefaults
+from weights.text.tokenizer import Tokenizer
 
 __all__ = [
     "FAMILIES",

@@ -8,26 +8,26 @@ from pathlib import Path
 
 import torch
 
-from weights.canvas_adapter import (
+from weights.errors import CheckpointError
+from weights.families import Family, RuleOverrides, find_family, latent_rule, resolve_rule
+from weights.files.canvas_adapter import (
     AdaptedParts,
     CanvasAdapterFile,
     adapt_config,
     adapt_family,
     open_canvas_adapter,
 )
-from weights.chat_template import ChatTemplate
-from weights.checkpoint import Checkpoint, open_checkpoint
-from weights.errors import CheckpointError
-from weights.families import Family, RuleOverrides, find_family, latent_rule, resolve_rule
-from weights.gelu_transformer import GeluTransformer, build_gelu_transformer
-from weights.generation_defaults import GenerationDefaults
-from weights.linear import Placement
-from weights.network import Network
-from weights.network_config import Block, NetworkConfig
-from weights.quantize import calibration_ids, quantize_network
-from weights.tensor_reader import Parts, TensorReader
-from weights.tokenizer import Tokenizer
-from weights.transformer import Transformer, build_transformer
+from weights.files.checkpoint import Checkpoint, open_checkpoint
+from weights.network.config import Block, NetworkConfig
+from weights.network.gelu_transformer import GeluTransformer, build_gelu_transformer
+from weights.network.interface import Network
+from weights.network.linear import Placement
+from weights.network.quantize import calibration_ids, quantize_network
+from weights.network.tensor_reader import Parts, TensorReader
+from weights.network.transformer import Transformer, build_transformer
+from weights.text.chat_template import ChatTemplate
+from weights.text.generation_defaults import GenerationDefaults
+from weights.text.tokenizer import Tokenizer
 
 
 class Quantize(StrEnum):

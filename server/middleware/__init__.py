@@ -1,1 +1,4 @@
-"""What wraps every request, as plain ASGI callables."""
+"""What wraps every request, as plain ASGI callables.
+
+Used by others: `Authenticate`, `BodyLimits`, `Observe`, `SecurityHeaders`.
+"""

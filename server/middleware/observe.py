@@ -10,10 +10,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.error_responses import answer_of, error_response
-from server.event_stream import ClientGone
 from server.limits import MAX_REQUEST_ID_CHARACTERS
+from server.replies.event_stream import ClientGone
 from server.state import ServerState
-from server.tracing import NoTracing
+from server.watch.tracing import NoTracing
 
 log = logging.getLogger("server.request")
 faults = logging.getLogger(__name__)

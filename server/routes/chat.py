@@ -5,16 +5,16 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from server.model_tools import ModelTools
+from server.exchange import Asked, generate
 from server.openapi import describe
 from server.read_body import ReadBody, body_reader
-from server.reply import ReplyFacts
-from server.reply_chat import ChatReply
-from server.routes.generate import Asked, generate
+from server.replies.reply_chat import ChatReply
+from server.replies.reply_format import ReplyFacts
+from server.replies.usage import UsageCount
 from server.schema.chat import ChatBody, ChatCompletion
 from server.state import ServerState, server_state
-from server.translate import Translated, translate_chat
-from server.usage import UsageCount
+from server.translate.model_text import ModelTools
+from server.translate.requests import Translated, translate_chat
 
 router = APIRouter()
 

@@ -7,17 +7,17 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from server.as_chat import chat_of_messages
-from server.model_tools import ModelTools
+from server.exchange import Asked, generate
 from server.openapi import describe
 from server.read_body import ReadBody, body_reader
-from server.reply import ReplyFacts
-from server.reply_messages import MessagesReply
-from server.routes.generate import Asked, generate
+from server.replies.reply_format import ReplyFacts
+from server.replies.reply_messages import MessagesReply
+from server.replies.usage import UsageCount
 from server.schema.messages import CountBody, MessagesBody
 from server.state import ServerState, server_state
-from server.translate import Translated, count_chat_tokens, translate_chat
-from server.usage import UsageCount
+from server.translate.as_chat import chat_of_messages
+from server.translate.model_text import ModelTools
+from server.translate.requests import Translated, count_chat_tokens, translate_chat
 
 router = APIRouter()
 

@@ -5,15 +5,15 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.concurrency import run_in_threadpool
 
-from server.chat_prompt import render_chat
 from server.error_responses import invalid
-from server.model_tools import ModelTools
 from server.openapi import describe
-from server.plain_text import encode_marked
 from server.read_body import ReadBody, body_reader
-from server.reply import token_text
+from server.replies.reply_format import token_text
 from server.schema.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized
 from server.state import ServerState, server_state
+from server.translate.chat_prompt import render_chat
+from server.translate.model_text import ModelTools
+from server.translate.plain_text import encode_marked
 
 router = APIRouter()
 

@@ -1,1 +1,4 @@
-"""Bodies of requests and answers, as clients see them."""
+"""Bodies of requests and answers, as clients see them.
+
+Used by others: every public name.
+"""

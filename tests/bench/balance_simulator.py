@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sampler.balance import WIDTHS, Balance, Load, canvas_costs
-from sampler.step_time import StepShape, StepTimeModel
+from sampler.balance.balance import WIDTHS, Balance, Load, canvas_costs
+from sampler.balance.step_time import StepShape, StepTimeModel
 
 TRACES = Path(__file__).parent / "traces" / "default_model.json"
 POOL_TEXTS = 512

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from sampler.balance import WIDTHS, Load
+from sampler.balance.balance import WIDTHS, Load
 from tests.bench.balance_simulator import MACHINES, Auto, Simulator, simulate, workload
 from tests.bench.harness import RESULTS, percentiles, print_table, write_json
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sampler.engine_config import EngineConfig
+from sampler.border.engine_config import EngineConfig
+from sampler.border.request import DecodingParams
 from sampler.engine_process import load_engine, warm_up
-from sampler.request import DecodingParams
 from tests.bench.bench_canvas_adapter import (
     AR,
     CONTEXT,
@@ -28,7 +28,7 @@ from tests.bench.bench_canvas_adapter import (
 )
 from tests.bench.harness import print_table, write_json
 from weights import load_model
-from weights.fetch import DEFAULT_CANVAS_ADAPTER, default_model_path
+from weights.files.default_model import DEFAULT_CANVAS_ADAPTER, default_model_path
 
 ANSWER_TOKENS = 96
 POLICIES = {

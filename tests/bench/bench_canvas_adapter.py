@@ -18,15 +18,15 @@ from pathlib import Path
 
 import torch
 
+from sampler.border.engine_config import EngineConfig
+from sampler.border.request import DecodingMode, DecodingParams
 from sampler.engine import Engine
-from sampler.engine_config import EngineConfig
 from sampler.engine_process import load_engine, warm_up
-from sampler.request import DecodingMode, DecodingParams
 from tests.bench.canvas_answers import AR, Answer, answer_all, tokens_per_forward
 from tests.bench.diffusion_curve import CURVE_WIDTH, measure_diffusion, sums
 from tests.bench.harness import print_table, write_json
 from weights import Quantize, load_model
-from weights.fetch import DEFAULT_CANVAS_ADAPTER, default_model_path
+from weights.files.default_model import DEFAULT_CANVAS_ADAPTER, default_model_path
 from weights.training.prompts import Prompt, is_held_out, read_prompts
 
 Row = dict[str, object]

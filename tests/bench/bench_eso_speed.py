@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sampler.canvas_spans import CanvasSpans
+from sampler.spans.canvas_spans import CanvasSpans
 from tests.bench.harness import print_table, write_json
 from tests.bench.harness_gpu import require_gpu
 from tests.bench.random_network import diffusion_transformer, engine_over

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sampler.border.engine_config import EngineConfig
+from sampler.border.request import DecodingMode, DecodingParams, EvoParams
 from sampler.engine import Engine
-from sampler.engine_config import EngineConfig
 from sampler.engine_process import load_engine
-from sampler.request import DecodingMode, DecodingParams, EvoParams
 from tests.bench.canvas_answers import AR, Answer, answer_all, tokens_per_forward
 from tests.bench.diffusion_curve import perplexity
 from tests.bench.harness import print_table, write_json

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
+from sampler.border.engine_config import EngineConfig
+from sampler.border.request import DecodingMode, DecodingParams, EvoParams
 from sampler.engine import Engine
-from sampler.engine_config import EngineConfig
 from sampler.engine_process import load_engine
-from sampler.request import DecodingMode, DecodingParams, EvoParams
 from tests.bench.canvas_answers import AR, answer_all
 from tests.bench.harness import print_table, write_json
 from weights.training.prompts import Prompt

@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from sampler import EngineClient
-from server.bench import BenchLoad, bench
-from server.model_source import engine_config, find_model
 from server.settings import load_settings
+from server.shell.bench import BenchLoad, bench
+from server.shell.model_source import engine_config, find_model
 from tests.bench.harness import print_table, write_json
 from tests.bench.load import Workload, decode_tokens_per_s, measure, summary
 from tests.bench.served import Served, serving_llama_cpp, serving_ours

@@ -10,11 +10,11 @@ import time
 import numpy as np
 import torch
 
+from sampler.border.engine_config import EngineConfig
+from sampler.border.request import Request, SamplingParams
 from sampler.engine import Engine, EngineLimits
-from sampler.engine_config import EngineConfig
-from sampler.request import Request, SamplingParams
-from sampler.runner import HostScores
-from sampler.score_spec import Vocabulary
+from sampler.step.runner import HostScores
+from sampler.step.score_spec import Vocabulary
 from tests.bench.harness import percentiles, print_table, write_json
 from tests.tiny import CAUSAL_RULE
 

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 import torch
 
 from kernels import KVCache, allocate_kv_cache
+from sampler.border.request import (
+    DecodingMode,
+    DecodingParams,
+    Request,
+    RequestStats,
+    SamplingParams,
+)
 from sampler.engine import Engine
-from sampler.request import DecodingMode, DecodingParams, Request, RequestStats, SamplingParams
-from weights.network import Network
+from weights.network.interface import Network
 from weights.training.prompts import Prompt
 
 BATCH = 32

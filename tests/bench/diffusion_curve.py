@@ -7,9 +7,9 @@ import re
 import torch
 
 from kernels import PagedBatch
+from sampler.border.request import DecodingMode, DecodingParams, EvoParams
 from sampler.engine import Engine
-from sampler.latent_knobs import DELTA_MAX, DELTA_MIN
-from sampler.request import DecodingMode, DecodingParams, EvoParams
+from sampler.state.latent_knobs import DELTA_MAX, DELTA_MIN
 from tests.bench.canvas_answers import (
     AR,
     Answer,
@@ -17,7 +17,7 @@ from tests.bench.canvas_answers import (
     one_page_cache,
     tokens_per_forward,
 )
-from weights.network import NetworkInput
+from weights.network.interface import NetworkInput
 from weights.training.prompts import Prompt
 
 Row = dict[str, object]

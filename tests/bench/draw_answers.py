@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sampler.engine_config import EngineConfig
+from sampler.border.engine_config import EngineConfig
+from sampler.border.request import DecodingMode, DecodingParams, Request, SamplingParams
 from sampler.engine_process import load_engine
-from sampler.latent_moves import Information
-from sampler.request import DecodingMode, DecodingParams, Request, SamplingParams
+from sampler.outcome.latent_moves import Information
 from weights import describe_model
-from weights.fetch import DEFAULT_CANVAS_ADAPTER, default_model_path
+from weights.files.default_model import DEFAULT_CANVAS_ADAPTER, default_model_path
 
 PROMPT = "Write a Python function that adds two numbers."
 COLOURS = {"ar": (37, 99, 235), "verified": (22, 163, 74), "diffusion": (234, 88, 12)}

@@ -9,7 +9,7 @@ where a token is taken the cell has its kind: blue from the base's own row, oran
 import html
 from dataclasses import replace
 
-from sampler.request import DecodingMode, DecodingParams, EvoParams, Request, SamplingParams
+from sampler.border.request import DecodingMode, DecodingParams, EvoParams, Request, SamplingParams
 from tests.bench.draw_answers import COLOURS, PROMPT, load, read_arguments
 
 NUM_TOKENS, CANVAS = 24, 8

@@ -13,9 +13,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sampler.engine_metrics import EngineMetrics
-from sampler.engine_process import ChannelClosed, EngineChannel
-from sampler.messages import (
+from sampler.border.engine_metrics import EngineMetrics
+from sampler.border.messages import (
     Cancel,
     ModelInfo,
     Ready,
@@ -25,7 +24,8 @@ from sampler.messages import (
     Submit,
     TokenBatch,
 )
-from sampler.request import Delta, FinishReason, Request, RequestStats
+from sampler.border.request import Delta, FinishReason, Request, RequestStats
+from sampler.engine_process import ChannelClosed, EngineChannel
 
 TOKENS_PER_S = 10.0
 QUICK_TOKENS = 4

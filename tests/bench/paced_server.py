@@ -7,11 +7,11 @@ import sys
 
 from sampler import EngineClient, EngineConfig
 from server.app import create_app
-from server.cli import build_parser
-from server.flags import given
-from server.logging_setup import set_up_logging
 from server.serve import listen, run
 from server.settings import load_settings
+from server.shell.cli import build_parser
+from server.shell.flags import given
+from server.watch.logging_setup import set_up_logging
 from tests.server.scripted_engine import byte_tokenizer, template
 
 

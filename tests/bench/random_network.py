@@ -3,13 +3,13 @@
 import torch
 
 from kernels import allocate_kv_cache, record_graph
+from sampler.border.engine_config import EngineConfig
 from sampler.engine import Engine, EngineLimits
-from sampler.engine_config import EngineConfig
-from sampler.graph_runner import graph_runner
-from sampler.runner import Runner
-from sampler.score_spec import Vocabulary
+from sampler.step.graph_runner import graph_runner
+from sampler.step.runner import Runner
+from sampler.step.score_spec import Vocabulary
 from weights import FamilyRule, NetworkConfig, Placement, build_network
-from weights.network_config import Block, RotaryConfig
+from weights.network.config import Block, RotaryConfig
 
 PAGE_SIZE = 16
 

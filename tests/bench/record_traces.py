@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 from kernels import PagedBatch, ScoreSpec, score_rows
-from sampler.engine_config import EngineConfig
+from sampler.border.engine_config import EngineConfig
 from sampler.engine_process import load_engine
 from tests.bench.balance_simulator import TRACES
 from tests.bench.bench_canvas_adapter import CONTEXT, held_out_prompts
 from tests.bench.canvas_answers import AR, answer_all, one_page_cache
 from weights import load_model
-from weights.fetch import DEFAULT_CANVAS_ADAPTER, default_model_path
-from weights.latent import LatentRows
-from weights.network import NetworkInput
+from weights.files.default_model import DEFAULT_CANVAS_ADAPTER, default_model_path
+from weights.network.interface import NetworkInput
+from weights.network.latent import LatentRows
 
 DRAFTS = 15
 ANSWER_TOKENS = 96

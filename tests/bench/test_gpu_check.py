@@ -43,7 +43,7 @@ def test_the_recipe_runs_kernel_tests_whole_decodes_and_benchmarks():
     for line in tests:
         folder = ROOT / line.split()[-1]
         assert any(
-            re.search(r"\bmark\.gpu\b", file.read_text()) for file in folder.glob("test_*.py")
+            re.search(r"\bmark\.gpu\b", file.read_text()) for file in folder.rglob("test_*.py")
         )
     names = {module for module, *_ in BENCHMARKS}
     here = {f"tests.bench.{file.stem}" for file in Path(__file__).parent.glob("bench_*.py")}

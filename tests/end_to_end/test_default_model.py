@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import serving_by
-from weights.fetch import default_model_path
+from weights.files.default_model import default_model_path
 
 CACHE = Path(os.environ.get("ESTUARY_CACHE_DIR", Path.home() / ".cache" / "estuary"))
 pytestmark = [

@@ -4,18 +4,11 @@ import pytest
 import torch
 import triton
 
-from kernels import (
-    grouped_experts_kernel,
-    linear_kernel,
-    noise_kernel,
-    norms_kernel,
-    paged_attention_kernel,
-    score_finish_kernel,
-    score_rows_kernel,
-    score_tiles,
-    store_kv_kernel,
-    swiglu_kernel,
-)
+from kernels import grouped_experts_kernel, linear_kernel, noise_kernel, norms_kernel, swiglu_kernel
+from kernels.attention import paged_attention_kernel, store_kv_kernel
+from kernels.score import finish_kernel as score_finish_kernel
+from kernels.score import rows_kernel as score_rows_kernel
+from kernels.score import tiles as score_tiles
 from tests.kernels.ahead_of_time import CAPABILITIES, SHARED_LIMIT, TENSOR_CORES, compile_kernel
 from tests.kernels.batches import INTERPRETED
 

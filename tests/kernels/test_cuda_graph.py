@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kernels import PagedBatch, plan_attention
+from kernels.attention.paged_attention_kernel import launch_paged_attention
 from kernels.cuda_graph import CapturedSteps, bucket_for, padding_batch, record_graph
-from kernels.paged_attention_kernel import launch_paged_attention
 from tests.kernels.batches import any_order, causal, dense_attention, make_case
 
 BUCKET = {"num_rows": 32, "num_spans": 8, "num_pages": 12, "max_span": 4, "max_limit": 192}

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from kernels import allocate_kv_cache
+from sampler.border.engine_config import EngineConfig
 from sampler.engine import Engine, EngineLimits
-from sampler.engine_config import EngineConfig
-from sampler.runner import Runner
-from sampler.score_spec import Vocabulary
+from sampler.step.runner import Runner
+from sampler.step.score_spec import Vocabulary
 from weights import LoadedModel, RuleOverrides, load_model
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sampler.request import FinishReason, TokenKind
+from sampler.border.request import FinishReason, TokenKind
 from tests.tiny import EOS, VOCABULARY, check_engine, collect, hash_engine, request, run_all
 from weights.families import (
     AcceptanceDefaults,

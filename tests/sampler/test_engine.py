@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sampler.request import FinishReason
+from sampler.border.request import FinishReason
 from tests.tiny import (
     EOS,
     VOCABULARY,

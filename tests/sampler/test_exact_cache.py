@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from kernels import allocate_kv_cache
-from sampler.runner import Runner
-from sampler.step_buffer import StepBuffer
-from sampler.step_input import build_step_input
+from sampler.step.runner import Runner
+from sampler.step.step_buffer import StepBuffer
+from sampler.step.step_input import build_step_input
 from tests.sampler.golden_engine import golden_engine, golden_model
 from tests.tiny import request
 from weights import RuleOverrides

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sampler.rank_spans import RankSchedule
-from sampler.sequence_table import Stage
+from sampler.spans.rank_spans import RankSchedule
+from sampler.state.sequence_table import Stage
 from tests.sampler.golden_engine import golden_cases, golden_engine, golden_model
 from tests.tiny import request, run_all
 from weights import RuleOverrides
@@ -326,7 +326,7 @@ def test_bd3lm_gives_the_golden_tokens_with_the_recorded_positions(name, monkeyp
         position = next(chosen)
         return scores.is_open & (scores.positions == position)
 
-    monkeypatch.setattr("sampler.canvas.accept", recorded)
+    monkeypatch.setattr("sampler.outcome.canvas_acceptance.accept", recorded)
     engine = golden_engine(golden_model("bd3lm"))
     one = request(
         "x",

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from kernels import record_graph
-from sampler.engine_config import EngineConfig
-from sampler.graph_runner import graph_runner
-from sampler.runner import Runner
+from sampler.border.engine_config import EngineConfig
+from sampler.step.graph_runner import graph_runner
+from sampler.step.runner import Runner
 from tests.sampler.golden_engine import golden_cases, golden_engine, golden_model
 from tests.sampler.whole_decodes import (
     CASES,

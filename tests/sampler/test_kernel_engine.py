@@ -5,11 +5,11 @@ import functools
 import pytest
 
 from kernels import dispatch
-from sampler.engine_config import EngineConfig
-from sampler.graph_runner import graph_runner
-from sampler.runner import Runner
+from sampler.border.engine_config import EngineConfig
+from sampler.step.graph_runner import graph_runner
+from sampler.step.runner import Runner
 from tests.sampler.golden_engine import golden_engine
-from tests.sampler.test_graph_runner import run_again
+from tests.sampler.step.test_graph_runner import run_again
 from tests.sampler.whole_decodes import (
     CASES,
     LATENT_CASES,

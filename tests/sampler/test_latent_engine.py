@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sampler.latent_knobs import MAX_REFINE_STEPS
-from sampler.step_input import RowKind
+from sampler.state.latent_knobs import MAX_REFINE_STEPS
+from sampler.step.step_input import RowKind
 from tests.tiny import HashRunner, hash_engine, request, run_all
 from weights.families import latent_rule
-from weights.latent_config import LatentConfig, LatentDefaults
+from weights.network.latent_config import LatentConfig, LatentDefaults
 
 CALIBRATION = ((0.0, 0.0), (0.5, 0.3), (1.0, 0.9))
 CONFIG = LatentConfig(size=8, num_levels=64, speaks_of_next=True, width=6, calibration=CALIBRATION)

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from kernels import PURPOSE_DRAFT, PURPOSE_LATENT, gumbel_noise, uniform_noise
-from sampler.latent_store import LatentStore
-from sampler.runner import Runner
+from sampler.step.latent_store import LatentStore
+from sampler.step.runner import Runner
 from tests.sampler.golden_engine import golden_engine
 from tests.sampler.test_exact_cache import TOLERANCE, ComparingRunner
 from tests.tiny import request, run_all
 from tests.weights.adapters import load, write_adapter
-from tests.weights.test_latent import run
-from weights.latent import LatentRows
+from tests.weights.network.test_latent import run
 from weights.load import Quantize
+from weights.network.latent import LatentRows
 
 SEATS = 8
 PROMPTS = [[(7 * i + 3 * n) % 90 + 1 for i in range(5 + 4 * n)] for n in range(3)]

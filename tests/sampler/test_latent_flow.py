@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from kernels import score_rows
+from sampler.border.engine_config import EngineConfig
 from sampler.engine import Engine, EngineLimits
-from sampler.engine_config import EngineConfig
 from sampler.latent_scores import score_latents
-from sampler.latent_store import LatentStore
-from sampler.latent_table import LatentTable
-from sampler.runner import to_host
-from sampler.score_spec import Vocabulary
+from sampler.state.latent_table import LatentTable
+from sampler.step.latent_store import LatentStore
+from sampler.step.runner import to_host
+from sampler.step.score_spec import Vocabulary
 from tests.tiny import collect, request
 from weights.families import latent_rule
-from weights.latent import LatentInput
-from weights.latent_config import LatentConfig
+from weights.network.latent import LatentInput
+from weights.network.latent_config import LatentConfig
 
 SYMBOLS, LENGTH, LEVELS, SIZE = 3, 3, 64, 4
 TEXTS = np.array(list(itertools.product(range(SYMBOLS), repeat=LENGTH)))

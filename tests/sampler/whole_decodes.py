@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from sampler.latent_store import LatentStore
-from sampler.runner import Runner
+from sampler.step.latent_store import LatentStore
+from sampler.step.runner import Runner
 from tests.sampler.golden_engine import golden_engine, golden_model
 from tests.tiny import request, run_all
 from weights import RuleOverrides, load_model

@@ -24,7 +24,7 @@ from sampler import (
     TokenLogprob,
 )
 from weights import ChatTemplate
-from weights.tokenizer import Tokenizer, read_tokenizer_json
+from weights.text.tokenizer import Tokenizer, read_tokenizer_json
 
 EOS = 256
 BOS = 257

@@ -7,8 +7,8 @@ import pytest
 from sampler import Delta
 from tests.server.asgi import AsgiExchange
 from tests.server.conftest import error_of
+from tests.server.replies.test_event_stream import _last_events
 from tests.server.scripted_engine import ScriptedEngine, saying
-from tests.server.test_event_stream import _last_events
 
 pytestmark = pytest.mark.anyio
 

@@ -3,10 +3,10 @@
 import pytest
 
 from sampler import DecodingMode
-from server.answer import Piece
-from server.answers import ChoicePiece
-from server.reply import DecodingWriter
+from server.replies.reply_format import DecodingWriter
+from server.replies.running_answers import ChoicePiece
 from server.schema.common import DecodingBody
+from server.text.answer_text import Piece
 from tests.server.conftest import error_of, events
 from tests.server.scripted_engine import ScriptedEngine, developing, frame, saying
 from weights import DraftLimit, FamilyRule, Grid, Settle, Speaks

@@ -183,7 +183,7 @@ def test_the_image_runs_without_rights_and_can_be_stopped_and_probed():
     assert of["USER"] == ["10001:0", "10001:0"]
     assert json.loads(of["ENTRYPOINT"][0]) == ["estuary"]
     assert of["STOPSIGNAL"] == ["SIGTERM"]
-    assert 'CMD ["python", "-m", "server.probe"]' in of["HEALTHCHECK"][0]
+    assert 'CMD ["python", "-m", "server.shell.probe"]' in of["HEALTHCHECK"][0]
     assert [base for base in of["FROM"] if "latest" in base] == []
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from server.cli import build_parser
-from server.flags import given
 from server.settings import ENVIRONMENT_PREFIX, Settings, load_settings
+from server.shell.cli import build_parser
+from server.shell.flags import given
 from tests.api_reference import PAGE, rendered
 from tests.server.scripted_engine import ScriptedEngine
 from tests.test_docs import ROOT

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.sampler.test_grammar_bombs import GRAMMARS, REGEXES, SCHEMAS
+from tests.sampler.seats.test_grammar_bombs import GRAMMARS, REGEXES, SCHEMAS
 from tests.server.asgi import AsgiExchange
 from tests.server.conftest import error_of
 from tests.server.scripted_engine import ScriptedEngine

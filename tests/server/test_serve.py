@@ -14,9 +14,9 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from server import probe
 from server.serve import listen
 from server.settings import SettingsError, load_settings
+from server.shell import probe
 
 WAITS_S = 30.0
 OPENSSL = shutil.which("openssl")

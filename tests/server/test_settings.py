@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from server.cli import build_parser, main
-from server.flags import flag_name, given
 from server.settings import Settings, SettingsError, load_settings, printable
+from server.shell.cli import build_parser, main
+from server.shell.flags import flag_name, given
 
 # Adding a flag is a visible decision: it changes this list.
 SETTINGS = {

@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 
 from tests.sampler.golden_engine import GOLDEN
 from weights import load_model
-from weights.canvas_adapter import fingerprint
-from weights.checkpoint import open_checkpoint
+from weights.files.canvas_adapter import fingerprint
+from weights.files.checkpoint import open_checkpoint
 
 BASE = GOLDEN / "llama"
 LEVELS, RANK, OFFSETS = 8, 4, 6

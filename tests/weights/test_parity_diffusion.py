@@ -14,7 +14,7 @@ from tests.weights.runs import (
     whole_logits,
 )
 from weights import RuleOverrides, load_model
-from weights.feed_forward import route
+from weights.network.feed_forward import route
 
 # Float32 in another order of operations differs by up to 2e-5 on logits of this scale.
 TOLERANCE = 1e-4
@@ -171,7 +171,7 @@ def test_experts_are_chosen_and_weighed_as_published(golden, monkeypatch):
         seen.append(route(*args))
         return seen[-1]
 
-    monkeypatch.setattr("weights.feed_forward.route", recording)
+    monkeypatch.setattr("weights.network.feed_forward.route", recording)
     ids = case["forward_block8.input_ids"][0].tolist()
     whole_logits(model.network, ids, limits=block_limits(0, 40, 8, 40))
     for layer, (chosen, weights) in zip((1, 2), seen, strict=True):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from weights.config_fields import ConfigFields
 from weights.families.hf_layout import contradictions_named, read_head_dim
-from weights.network_config import Block, NetworkConfig, RotaryConfig
-from weights.tensor_reader import Parts, TensorNames
+from weights.network.config import Block, NetworkConfig, RotaryConfig
+from weights.network.tensor_reader import Parts, TensorNames
 
 _BLOCK = "blocks.{layer}."
 _LAYER_NORM_EPS = 1e-5

@@ -14,7 +14,7 @@ from weights.families.family import (
     Settle,
     Speaks,
 )
-from weights.network_config import NetworkConfig
+from weights.network.config import NetworkConfig
 
 
 def _parse(fields: ConfigFields) -> NetworkConfig:

@@ -24,10 +24,10 @@ from weights.families.family import (
     Speaks,
 )
 from weights.families.hf_layout import HF_TABLE, parse_hf_config
-from weights.latent import LATENT_TABLE
-from weights.latent_config import LatentConfig, parse_latent
-from weights.network_config import NetworkConfig
-from weights.tensor_reader import TensorNames
+from weights.network.config import NetworkConfig
+from weights.network.latent import LATENT_TABLE
+from weights.network.latent_config import LatentConfig, parse_latent
+from weights.network.tensor_reader import TensorNames
 
 
 def latent_rule(latent: LatentConfig) -> FamilyRule:

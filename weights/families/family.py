@@ -6,9 +6,9 @@ from enum import StrEnum
 
 from weights.config_fields import ConfigFields
 from weights.errors import CheckpointError
-from weights.latent_config import LatentDefaults
-from weights.network_config import NetworkConfig
-from weights.tensor_reader import Parts, TensorNames
+from weights.network.config import NetworkConfig
+from weights.network.latent_config import LatentDefaults
+from weights.network.tensor_reader import Parts, TensorNames
 
 
 class Settle(StrEnum):

@@ -3,8 +3,8 @@
 from weights.config_fields import ConfigFields
 from weights.families.family import Family
 from weights.families.hf_layout import contradictions_named, read_head_dim
-from weights.network_config import Block, NetworkConfig
-from weights.tensor_reader import TensorNames
+from weights.network.config import Block, NetworkConfig
+from weights.network.tensor_reader import TensorNames
 
 _TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
 

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 
 from weights.config_fields import ConfigFields
 from weights.errors import CheckpointError
-from weights.latent_config import LatentConfig
-from weights.network_config import (
+from weights.network.config import (
     DraftAdapter,
     ExpertsConfig,
     FrequencyFactors,
@@ -18,7 +17,8 @@ from weights.network_config import (
     RotaryConfig,
     YarnScaling,
 )
-from weights.tensor_reader import TensorNames
+from weights.network.latent_config import LatentConfig
+from weights.network.tensor_reader import TensorNames
 
 _LAYER = "model.layers.{layer}."
 

@@ -15,8 +15,8 @@ from weights.families.family import (
     Speaks,
 )
 from weights.families.hf_layout import contradictions_named, read_head_dim
-from weights.network_config import NetworkConfig, RotaryConfig
-from weights.tensor_reader import TensorNames
+from weights.network.config import NetworkConfig, RotaryConfig
+from weights.network.tensor_reader import TensorNames
 
 _BLOCK = "model.transformer.blocks.{layer}."
 # `ff_out` is the down projection inside a block and the head outside; `ff_proj` is the gate.

@@ -19,8 +19,8 @@ from weights.families.hf_layout import (
     read_head_dim,
     refuse_sliding_windows,
 )
-from weights.network_config import ExpertsConfig, NetworkConfig, RotaryConfig, RouterScore
-from weights.tensor_reader import TensorNames
+from weights.network.config import ExpertsConfig, NetworkConfig, RotaryConfig, RouterScore
+from weights.network.tensor_reader import TensorNames
 
 _LAYER = "layers.{layer}."
 _NAMES = TensorNames(

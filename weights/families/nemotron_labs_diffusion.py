@@ -15,8 +15,8 @@ from weights.families.family import (
     Speaks,
 )
 from weights.families.hf_layout import HF_TABLE, parse_hf_config
-from weights.network_config import DraftAdapter, NetworkConfig
-from weights.tensor_reader import TensorNames
+from weights.network.config import DraftAdapter, NetworkConfig
+from weights.network.tensor_reader import TensorNames
 
 _ADAPTER_FOLDER = "linear_spec_lora"
 _ADAPTER = f"{_ADAPTER_FOLDER}/base_model.model.encoder.layers.{{layer}}.self_attn.o_proj."

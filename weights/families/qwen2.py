@@ -3,7 +3,7 @@
 from weights.config_fields import ConfigFields
 from weights.families.family import Family
 from weights.families.hf_layout import HF_NAMES, parse_hf_config
-from weights.network_config import NetworkConfig
+from weights.network.config import NetworkConfig
 
 
 def parse_qwen2(fields: ConfigFields) -> NetworkConfig:

@@ -3,7 +3,7 @@
 from weights.config_fields import ConfigFields
 from weights.families.family import Family
 from weights.families.hf_layout import HF_NAMES, contradictions_named, parse_hf_config
-from weights.network_config import ExpertsConfig, NetworkConfig
+from weights.network.config import ExpertsConfig, NetworkConfig
 
 
 def parse_qwen3(fields: ConfigFields) -> NetworkConfig:

@@ -14,7 +14,7 @@ from weights.families.family import (
     Speaks,
 )
 from weights.families.hf_layout import HF_NAMES, parse_hf_config
-from weights.network_config import NetworkConfig
+from weights.network.config import NetworkConfig
 
 
 def _parse(fields: ConfigFields) -> NetworkConfig:

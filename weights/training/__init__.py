@@ -1,1 +1,4 @@
-"""Recipes that train the example checkpoints and the default model's canvas adapter."""
+"""Recipes that train the example checkpoints and the default model's canvas adapter.
+
+Used by others: `RECIPES`.
+"""

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from weights.canvas_adapter import fingerprint
-from weights.checkpoint import open_checkpoint
 from weights.config_fields import Json
 from weights.families import find_family
+from weights.files.canvas_adapter import fingerprint
+from weights.files.checkpoint import open_checkpoint
 from weights.load import LoadedModel, Quantize, load_model
+from weights.network.transformer import Transformer
 from weights.training.answers import (
     AnsweredPrompt,
     AnswerSettings,
@@ -27,7 +28,6 @@ from weights.training.canvas_adapter import AdapterRecipe, AdapterTraining
 from weights.training.canvas_network import AdapterShape, FrozenBase
 from weights.training.prompts import Prompt, is_held_out, read_prompts
 from weights.training.recipe import Recipe
-from weights.transformer import Transformer
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def _in_turn(prompts: list[Prompt]) -> list[Prompt]:
 
 
 def export_adapter(training: AdapterTraining, base_path: Path, out: Path) -> None:
-    """Write the averaged weights as a folder that `weights.canvas_adapter` opens."""
+    """Write the averaged weights as a folder that `weights.files.canvas_adapter` opens."""
     checkpoint = open_checkpoint(base_path)
     shape, base = training.recipe.shape, training.base
     calibration = training.calibrate()

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from kernels import PURPOSE_TARGET, PagedBatch, ScoreSpec, allocate_kv_cache, score_rows
-from weights.network import Network, NetworkInput
+from weights.network.interface import Network, NetworkInput
 from weights.training.prompts import Prompt
 
 log = logging.getLogger(__name__)

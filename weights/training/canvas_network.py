@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from kernels import RotaryTable, rotary_rows
 from kernels.rotary import rotate
-from weights.feed_forward import GatedFeedForward
-from weights.transformer import Transformer
+from weights.network.feed_forward import GatedFeedForward
+from weights.network.transformer import Transformer
 
 _TIME_FREQUENCIES = 128
 _TIME_SCALE = 1000.0

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from weights.chat_template import ChatTemplate
 from weights.config_fields import Json
 from weights.errors import CheckpointError
-from weights.tokenizer import Tokenizer
+from weights.text.chat_template import ChatTemplate
+from weights.text.tokenizer import Tokenizer
 
 # One prompt in so many is held out, chosen by its text.
 HELD_OUT_ONE_IN = 20

@@ -7,7 +7,7 @@ import torch
 from kernels import PagedBatch, allocate_kv_cache
 from tests.weights.training.runs import TINY_EVO
 from weights import NetworkInput, load_model
-from weights.latent import LatentRows
+from weights.network.latent import LatentRows
 from weights.training.evo import (
     CANVAS_WIDTHS,
     calibration,

@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 
-from sampler.engine_config import EngineConfig
+from sampler.border.engine_config import EngineConfig
+from sampler.border.request import DecodingMode, DecodingParams, EvoParams
 from sampler.engine_process import load_engine
-from sampler.request import DecodingMode, DecodingParams, EvoParams
 from tests.bench.canvas_answers import AR, answer_all
 from weights.training.evo_checkpoint import served_config, served_tensors
 from weights.training.evo_levels import MeasuredEntropy, draw_levels

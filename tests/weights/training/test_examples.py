@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sampler.decoding import resolve_decoding
-from sampler.engine_config import EngineConfig
+from sampler.border.engine_config import EngineConfig
+from sampler.border.request import DecodingMode, DecodingParams, SamplingParams
 from sampler.engine_process import load_engine
 from sampler.likelihood import text_likelihood
-from sampler.request import DecodingMode, DecodingParams, SamplingParams
+from sampler.state.decoding import resolve_decoding
 from tests.bench.canvas_answers import answer_all
 from weights import load_model
 from weights.training.prompts import Prompt
