@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sampler.spans.latent_moves import Floats, MoveKnobs, decide_moves, left_run, target_progress
+from sampler.spans.latent_moves import (
+    Floats,
+    Information,
+    MoveKnobs,
+    decide_moves,
+    left_run,
+)
 from sampler.spans.scored import HostScores, RowKind, ScoredRows, StepScores
 from sampler.spans.step_outcome import SeatedRequests
 from sampler.state.latent_knobs import Uncertainty
@@ -71,14 +77,14 @@ def evolve(
     scored: ScoredRows,
     scores: HostScores,
     table: SequenceTable,
-    calibration: tuple[tuple[float, float], ...],
+    information: Information,
     *,
     vocabulary_size: int,
 ) -> Evolved:
     """Decide which open positions are ready, and how the latents of the others move.
 
     rows:        scored rows of sequences that decode by latent canvas
-    calibration: (t, mean uncertainty) of the family's latents
+    information: of the family's latents, by t
     """
     latents = table.latents
     assert latents is not None, "a latent family has a table of latents"
@@ -95,7 +101,7 @@ def evolve(
         latents.previous[at].astype(np.float64),
         corrects,
         uncertain,
-        target_progress(uncertain, calibration),
+        information,
         MoveKnobs(
             **{name: knobs[name] for name in _NUMBERS},
             is_heun=knobs["is_heun"] > 0,
@@ -105,7 +111,10 @@ def evolve(
     is_exact = scored.kinds[rows] == RowKind.SETTLE
     ready = moves.is_ready | is_exact
     ready &= left_run(seats, positions, ready) | (knobs["is_left_to_right"] == 0)
-    ready |= _waited(seats, positions, ready, table, knobs["max_refine_steps"])
+    # Where t may stand still, as masks do, the most certain position goes ahead, else the first.
+    is_first = (knobs["is_left_to_right"] > 0) | (knobs["delta_min"] > 0)
+    precedence = np.where(is_first, 0.0, uncertain)
+    ready |= _forced(seats, positions, ready, precedence, table, knobs["max_refine_steps"])
     latents.advance(
         *at,
         progress=np.where(ready, 0.0, moves.progress),
@@ -138,24 +147,29 @@ def uncertainties(
     return np.clip(chosen, 0.0, 1.0)
 
 
-def _waited(
+def _forced(
     seats: IntArray,
     positions: IntArray,
     ready: NDArray[np.bool_],
+    precedence: Floats,
     table: SequenceTable,
     patience: Floats,
 ) -> NDArray[np.bool_]:
-    """Count steps without gain; the first open position of canvases whose patience is over [n]."""
+    """Count steps without gain; one open position of every canvas whose patience is over [n].
+
+    It is the position of least precedence value, the first of those that are equal.
+    """
     own, place, line = np.unique(seats, return_index=True, return_inverse=True)
     gains = np.zeros(own.size, dtype=np.bool_)
     np.logical_or.at(gains, line, ready)
     waited = np.where(gains, 0, table.part_steps[own] + 1)
     is_due = waited >= patience[place]
     table.wait(own, np.where(is_due, 0, waited))
-    first = np.full(own.size, np.iinfo(np.int64).max)
-    np.minimum.at(first, line, positions)
-    forced: NDArray[np.bool_] = is_due[line] & (positions == first[line])
-    return forced
+    order = np.lexsort((positions, precedence, line))
+    _, first = np.unique(line[order], return_index=True)
+    forced = np.zeros(seats.size, dtype=np.bool_)
+    forced[order[first]] = True
+    return forced & is_due[line]
 
 
 def slide(seat: int, *, mean_uncertainty: float | None, table: SequenceTable) -> int:

@@ -1,12 +1,14 @@
 """How latents move: a pure function from what the network says of open positions to their next t.
 
-Every open position of every canvas moves on its own, so all of a batch are decided at once:
+Every open position of every canvas moves on its own, so all of a batch are decided at once. Steps
+are measured in information: s(t) is the share of the entropy at t = 1 that a latent at t still
+has, from 1 down to 0, as measured on held-out text and stored with the checkpoint.
 
-    t*  = g(u)                                   progress at which such uncertainty is normal
-    t'  = clip(t*, t - delta_max, t - delta_min)             always falls, unless renoised
-    z'  = E[e] + (t' / t) (z - E[e])                         Euler; Heun corrects it once
-    renoise where t* > t + hysteresis: t' = t*, z' = (1 - t') E[e] + t' new noise
-    a position is ready when it is certain (u below a bound, and t' low enough or u very small),
+    s*  = u / (uncertainty at t = 1)             share at which such uncertainty is normal
+    s'  = clip(s*, s - delta_max, s - delta_min)             always falls, unless renoised
+    t'  = t(s'),  z' = E[e] + (t' / t) (z - E[e])            Euler; Heun corrects it once
+    renoise where s* > s + hysteresis: t' = t(s*), z' = (1 - t') E[e] + t' new noise
+    a position is ready when it is certain (u below a bound, and s' low enough or u very small),
     or when t' reaches 0
 
 From: our reading of Evo (arXiv 2603.06617). Entropy matching: g inverts the mean entropy by t that
@@ -24,16 +26,20 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
 
+# Less of the information, or of a level, is rounding.
+_NO_SHARE = 1e-6
+_SAME_LEVEL = 1e-6
+
 
 @dataclass(frozen=True, slots=True)
 class MoveKnobs:
-    """A request's knobs, for each position [n].
+    """A request's knobs, for each position [n]; shares are of information.
 
-    delta_min, delta_max: t falls by at least and at most so much in a step
-    finalize:    ready below this uncertainty once t' <= t_plan
-    jump:        ready below this uncertainty at any t
-    t_plan:      above this t a position is still being planned
-    hysteresis:  renoised when t* exceeds t by more; infinite for never
+    delta_min, delta_max: the share falls by at least and at most so much in a step
+    finalize:    ready below this uncertainty once s' <= t_plan
+    jump:        ready below this uncertainty at any s
+    t_plan:      above this share a position is still being planned
+    hysteresis:  renoised when s* exceeds s by more; infinite for never
     is_heun:     a step is predicted, then corrected with the velocity at its end
     """
 
@@ -44,6 +50,34 @@ class MoveKnobs:
     t_plan: Floats
     hysteresis: Floats
     is_heun: Bools
+
+
+class Information:
+    """s(t) of a network, and back: the share of the entropy at t = 1 that a latent at t has."""
+
+    def __init__(self, calibration: tuple[tuple[float, float], ...]) -> None:
+        """calibration: (t, mean entropy / log V), both ascending from 0 to 1."""
+        t, mean = np.array(calibration, dtype=np.float64).T
+        self._t = t
+        self._last = float(mean[-1])
+        self._share = mean / self._last if self._last > 0 else t
+        # Where the mean does not rise, several t fit; the smallest is the most mature reading.
+        self._rises = np.concatenate(([True], np.diff(self._share) > 0))
+
+    def of(self, progress: Floats) -> Floats:
+        """The share at t [n], in [0, 1]."""
+        share: Floats = np.interp(progress, self._t, self._share)
+        return np.where(progress >= self._t[-1], 1.0, share)
+
+    def progress(self, share: Floats) -> Floats:
+        """The t [n] in [0, 1] of a share; 0 of none, the last of all."""
+        found = np.interp(share, self._share[self._rises], self._t[self._rises])
+        return np.where(share >= 1, 1.0, np.where(share <= 0, 0.0, np.clip(found, 0.0, 1.0)))
+
+    def target(self, uncertainty: Floats) -> Floats:
+        """s*: the share at which such an uncertainty [n], within 0..1, is normal."""
+        share: Floats = np.clip(uncertainty / max(self._last, 1e-9), 0.0, 1.0)
+        return share
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +95,12 @@ class Moves:
     remembers: Bools
 
 
-def target_progress(uncertainty: Floats, calibration: tuple[tuple[float, float], ...]) -> Floats:
-    """g: the t at which the calibrated mean uncertainty is this one; [n] in [0, 1]."""
-    t, mean = np.array(calibration, dtype=np.float64).T
-    # Where the mean does not rise, several t fit; the smallest is the most mature reading.
-    distinct = np.concatenate(([True], np.diff(mean) > 0))
-    found: Floats = np.clip(np.interp(uncertainty, mean[distinct], t[distinct]), 0.0, 1.0)
-    return found
-
-
 def decide_moves(
     progress: Floats,
     previous: Floats,
     corrects: Bools,
     uncertainty: Floats,
-    target: Floats,
+    information: Information,
     knobs: MoveKnobs,
     *,
     num_levels: int,
@@ -84,15 +109,17 @@ def decide_moves(
 
     progress, previous: t now, and before the last predictor step
     corrects:           the last step is to be corrected now; t stays where it is
-    uncertainty, target: u, and t* = g(u)
+    uncertainty:        u, within 0..1
     num_levels:         t' is rounded to multiples of 1 / num_levels
     """
-    renoised = target > progress + knobs.hysteresis
-    clipped = np.minimum(np.maximum(target, progress - knobs.delta_max), progress - knobs.delta_min)
-    moved = _rounded_down(np.maximum(clipped, 0.0), progress, knobs, num_levels)
+    share, target = information.of(progress), information.target(uncertainty)
+    renoised = target > share + knobs.hysteresis
+    clipped = np.minimum(np.maximum(target, share - knobs.delta_max), share - knobs.delta_min)
+    clipped = np.where(clipped < _NO_SHARE, 0.0, clipped)
+    moved = _rounded_down(information.progress(clipped), progress, knobs, num_levels)
     moved = np.where(corrects, progress, moved)
-    moved = np.where(renoised, np.minimum(_rounded(target, num_levels), 1.0), moved)
-    is_certain = (uncertainty < knobs.finalize) & (moved <= knobs.t_plan)
+    moved = np.where(renoised, _rounded(information.progress(target), num_levels), moved)
+    is_certain = (uncertainty < knobs.finalize) & (information.of(moved) <= knobs.t_plan)
     is_certain |= uncertainty < knobs.jump
     is_ready = ~renoised & (is_certain | (moved <= 0))
     ratio = moved / np.maximum(progress, 1 / num_levels)
@@ -128,6 +155,7 @@ def _rounded(t: Floats, num_levels: int) -> Floats:
 
 
 def _rounded_down(t: Floats, progress: Floats, knobs: MoveKnobs, num_levels: int) -> Floats:
-    """To a level; one lower than now at least, where t must fall at all."""
+    """Down to a level, so that equal steps end in time; one lower than now where t must fall."""
     lower = np.where(knobs.delta_min > 0, progress - 1 / num_levels, progress)
-    return np.maximum(np.minimum(_rounded(t, num_levels), lower), 0.0)
+    level = np.floor(t * num_levels + _SAME_LEVEL) / num_levels
+    return np.maximum(np.minimum(level, lower), 0.0)

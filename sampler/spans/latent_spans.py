@@ -20,6 +20,7 @@ from sampler.balance.balance import branch_costs
 from sampler.border.request import DecodingMode, DecodingParams, Request, TokenKind
 from sampler.spans.drawn_tokens import fill, verify
 from sampler.spans.latent_advance import evolve, follow_branch, slide
+from sampler.spans.latent_moves import Information
 from sampler.spans.plan import Plan
 from sampler.spans.scored import RowKind, StepScores
 from sampler.spans.span_rule import CausalSpans, WarmUpShape, follow_causal
@@ -42,6 +43,7 @@ class LatentSpans(CausalSpans):
         assert rule.latent is not None, "a family without latents has other spans"
         self.rule = rule
         self.latent = rule.latent
+        self.information = Information(rule.latent.calibration)
         self.drafts_speak_of_next = rule.draft_speaks_of is Speaks.NEXT
         self.round_costs = branch_costs()
 
@@ -193,7 +195,7 @@ class LatentSpans(CausalSpans):
             scored,
             scores,
             table,
-            self.latent.calibration,
+            self.information,
             vocabulary_size=step.vocabulary_size,
         )
         open_rows = evolved.rows

@@ -58,6 +58,7 @@ def latent_rows(
         scored=buffer.place(chosen_scored),
         levels=buffer.place(levels),
         offsets=buffer.place(offsets[chosen]),
+        of_scored=buffer.place(np.searchsorted(chosen, scored_index[chosen_scored])),
         run=_run(chosen, buffer),
         scored_run=_run(chosen_scored, buffer),
     )
@@ -88,6 +89,10 @@ def _moves(
     at = (seats, columns)
     parts = (latents.keep, latents.expected, latents.start, latents.slope, latents.noise)
     moves = np.stack([part[at] for part in parts], axis=1)
+    # Noise picks tokens: as much of it as the temperature has. So z at temperature T is a latent of
+    # the tempered distribution, whose exact posterior is softmax(logits / T); greedy has none.
+    temperatures = table.temperature[seats]
+    moves[:, 4] *= np.sqrt(temperatures)
     # A row that drafts for verification shares the ring with nobody's canvas, and keeps nothing.
     moves[~on_canvas] = 0
     ready = on_canvas & ~table.is_open[seats, positions]
@@ -99,12 +104,12 @@ def _moves(
         remembers=buffer.place(remembers),
         progress=buffer.place(latents.previous[at].astype(np.float32)),
         tokens=buffer.place(np.where(ready, table.tokens[seats, positions], -1).astype(np.int64)),
-        # A greedy answer is one answer: its noise does not come from the request's seed.
-        seeds=buffer.place(np.where(table.temperature[seats] > 0, table.seeds[seats], 0)),
+        seeds=buffer.place(table.seeds[seats]),
         positions=buffer.place(positions),
         draws=buffer.place(latents.noise_draws[at]),
         has_noise=bool(moves[:, 4].any()),
         has_memory=bool(remembers.any() or moves[:, 2].any()),
+        is_tempered=bool(((temperatures > 0) & (temperatures != 1) & on_canvas).any()),
         scored_rows=buffer.place(speaks),
         scored_slots=buffer.place(
             scored.seats[speaks] * LatentTable.columns

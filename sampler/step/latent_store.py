@@ -28,6 +28,7 @@ class LatentStep:
     tokens:   int64, the token of a ready position, whose latent is its embedding; -1 elsewhere
     seeds, positions, draws: int64, int64, int32: counters of the noise
     has_noise, has_memory: whether any move draws noise, or uses z_0 and u_0
+    is_tempered: whether some latent's request has a temperature besides 0 and 1
     scored_rows: [E] int64, which of the R scored rows speak of an open position
     scored_slots: [E] int64, the slots of those positions
     """
@@ -42,6 +43,7 @@ class LatentStep:
     draws: Tensor
     has_noise: bool
     has_memory: bool
+    is_tempered: bool
     scored_rows: Tensor
     scored_slots: Tensor
 
@@ -69,11 +71,6 @@ class LatentStore:
         while self._before:
             vectors, slots, before = self._before.pop()
             vectors[slots] = before
-
-    @property
-    def embedding(self) -> Tensor:
-        """What expected embeddings are taken of [V, d_z]."""
-        return self._latent.embedding
 
     def move(self, step: LatentStep) -> Tensor:
         """Make the moves; the latents of the rows [L, d_z]."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kernels import KVCache, RowScores, ScoreSpec, score_rows
 from sampler.spans.scored import HostScores
+from sampler.step.latent_scores import score_latents
 from sampler.step.latent_store import LatentStore
 from sampler.step.ratio_acceptance import RatioVerifier
 from sampler.step.step_input import StepInput
@@ -47,12 +48,19 @@ class Runner:
             assert inputs.latents is not None, "latents that move have rows"
             vectors = self.latents.move(step.latents)
             inputs = replace(inputs, latents=replace(inputs.latents, vectors=vectors))
-            spec = replace(spec, embedding=self.latents.embedding)
         hidden = self.network.forward(inputs, self.cache)
         if step.scored.rows.size == 0:
             return no_scores()
-        scores = score_rows(hidden, self.network.head_weight, self.network.head_bias, spec)
-        if step.latents is not None and self.latents is not None:
+        if step.latents is None or self.latents is None or inputs.latents is None:
+            scores = score_rows(hidden, self.network.head_weight, self.network.head_bias, spec)
+        else:
+            scores = score_latents(
+                self.network,
+                hidden,
+                inputs.latents,
+                spec,
+                is_tempered=step.latents.is_tempered,
+            )
             assert scores.expected_embedding is not None, "it was asked for"
             self.latents.keep_expected(step.latents, scores.expected_embedding)
         if step.ratio is not None:

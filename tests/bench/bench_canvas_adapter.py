@@ -27,7 +27,7 @@ from tests.bench.diffusion_curve import CURVE_WIDTH, measure_diffusion, sums
 from tests.bench.harness import print_table, write_json
 from weights import Quantize, load_model
 from weights.files.default_model import DEFAULT_CANVAS_ADAPTER, default_model_path
-from weights.training.prompts import Prompt, is_held_out, read_prompts
+from weights.training.data.prompts import Prompt, is_held_out, read_prompts
 
 Row = dict[str, object]
 

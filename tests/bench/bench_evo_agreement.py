@@ -23,8 +23,8 @@ from tests.bench.canvas_answers import AR, Answer, answer_all, tokens_per_forwar
 from tests.bench.diffusion_curve import perplexity
 from tests.bench.harness import print_table, write_json
 from weights import load_model
-from weights.training.prompts import Prompt
-from weights.training.text import read_corpus
+from weights.training.data.prompts import Prompt
+from weights.training.data.text import read_corpus
 
 EXAMPLE = Path(__file__).parents[2] / "weights" / "examples" / "evo"
 PROMPT_TOKENS, ANSWER_TOKENS, BATCH = 48, 16, 64

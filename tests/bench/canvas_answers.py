@@ -16,7 +16,7 @@ from sampler.border.request import (
 )
 from sampler.engine import Engine
 from weights.network.interface import Network
-from weights.training.prompts import Prompt
+from weights.training.data.prompts import Prompt
 
 BATCH = 32
 AR = DecodingParams(mode=DecodingMode.AR)

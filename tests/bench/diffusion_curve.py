@@ -18,7 +18,7 @@ from tests.bench.canvas_answers import (
     tokens_per_forward,
 )
 from weights.network.interface import NetworkInput
-from weights.training.prompts import Prompt
+from weights.training.data.prompts import Prompt
 
 Row = dict[str, object]
 Sum = tuple[Prompt, int]

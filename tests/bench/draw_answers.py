@@ -17,7 +17,7 @@ import numpy as np
 from sampler.border.engine_config import EngineConfig
 from sampler.border.request import DecodingMode, DecodingParams, Request, SamplingParams
 from sampler.engine_process import load_engine
-from sampler.spans.latent_moves import target_progress
+from sampler.spans.latent_moves import Information
 from weights import describe_model
 from weights.files.default_model import DEFAULT_CANVAS_ADAPTER, default_model_path
 
@@ -69,7 +69,7 @@ def answer(engine, prompt, mode):
     return tokens, trace, stats
 
 
-def draw(pieces, calibration, top):
+def draw(pieces, information, top):
     """SVG elements of (text, kind, uncertainty) pieces from this height on, and where they end."""
     elements, x, y = [], 12.0, top
     for text, kind, uncertain in pieces:
@@ -79,7 +79,7 @@ def draw(pieces, calibration, top):
             x, y = 12.0, y + LINE
         red, green, blue = COLOURS[kind]
         opacity = 0.15 + 0.85 * min(uncertain * 3, 1.0)
-        t = float(target_progress(np.array([uncertain]), calibration)[0])
+        t = float(information.target(np.array([uncertain]))[0])
         fill = f"rgb({red},{green},{blue})"
         elements.append(
             f'<rect x="{x:.1f}" y="{y - 14}" width="{width:.1f}" height="18" rx="2" '
@@ -135,7 +135,7 @@ def main() -> None:
         share = (len(tokens) - 1) / max(forwards - 1, 1)
         label = f"{mode}: {len(tokens)} tokens in {forwards} forwards ({share:.2f} a forward)"
         elements.append(f'<text x="12" y="{y}" font-weight="bold">{label}</text>')
-        drawn, y = draw(pieces, described.family.rule.latent.calibration, y + LINE)
+        drawn, y = draw(pieces, Information(described.family.rule.latent.calibration), y + LINE)
         elements += drawn
         y += 8
     height = math.ceil(y)

@@ -5,7 +5,6 @@ checked is the sampler's own: paths, Euler and Heun steps, adaptive progress, re
 """
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from kernels import score_rows
 from sampler.border.engine_config import EngineConfig
 from sampler.engine import Engine, EngineLimits
 from sampler.state.latent_table import LatentTable
+from sampler.step.latent_scores import score_latents
 from sampler.step.latent_store import LatentStore
 from sampler.step.runner import to_host
 from sampler.step.score_spec import Vocabulary
@@ -56,9 +56,9 @@ class ExactPosterior:
     def __init__(self, num_seats, weights=None):
         self.embedding = embedding()
         empty = torch.zeros(1)
-        self.latents = LatentStore(
-            LatentInput(empty, empty, empty, None, self.embedding, 1.0), num_seats=num_seats
-        )
+        self.latent = LatentInput(empty, empty, empty, None, self.embedding, 1.0)
+        self.latents = LatentStore(self.latent, num_seats=num_seats)
+        self.head_weight, self.head_bias = torch.eye(SYMBOLS), None
         self.log_joint = torch.tensor(joint() if weights is None else weights).log()
         self.texts = torch.tensor(TEXTS)
         self.evidence = torch.zeros(num_seats, LENGTH, SYMBOLS, dtype=torch.float64)
@@ -71,10 +71,12 @@ class ExactPosterior:
             vectors = self.latents.move(step.latents)
             of_latents = torch.searchsorted(step.network.latents.rows, step.network.score_rows)
             rows = self._posteriors(step, vectors)[of_latents]
-        spec = replace(spec, embedding=self.embedding)
-        scores = score_rows(rows.float(), torch.eye(SYMBOLS), None, spec)
-        if step.latents is not None:
-            self.latents.keep_expected(step.latents, scores.expected_embedding)
+        if step.latents is None:
+            return to_host(score_rows(rows.float(), torch.eye(SYMBOLS), None, spec))
+        scores = score_latents(
+            self, rows.float(), step.network.latents, spec, is_tempered=step.latents.is_tempered
+        )
+        self.latents.keep_expected(step.latents, scores.expected_embedding)
         return to_host(scores)
 
     def _posteriors(self, step, vectors):
@@ -113,7 +115,7 @@ class ExactPosterior:
         return torch.where(t < 1, -distance / (2 * t.clamp_min(1e-3) ** 2), 0.0)
 
 
-def sample(decoding, num_samples=SAMPLES, weights=None):
+def sample(decoding, num_samples=SAMPLES, weights=None, temperature=1.0):
     """Frequencies of texts [27], and forwards per text; weights: of texts, not the joint's."""
     seats = num_samples
     config = EngineConfig(
@@ -139,7 +141,7 @@ def sample(decoding, num_samples=SAMPLES, weights=None):
                 (0,),
                 max_tokens=LENGTH,
                 decoding={"mode": "diffusion", **decoding},
-                temperature=1.0,
+                temperature=temperature,
                 seed=i,
             )
         )
@@ -230,3 +232,33 @@ def test_one_jump_of_all_tokens_forgets_that_they_depend_on_one_another():
     assert distance(frequencies) > 0.25
     # The prompt's one row settles with the first canvas.
     assert num_forwards <= 3
+
+
+def independent():
+    """Texts of three symbols drawn one by one, not all as likely."""
+    one = np.array([0.6, 0.3, 0.1])
+    return np.prod(one[TEXTS], axis=1)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_the_flow_ends_in_the_tempered_distribution(temperature):
+    """Of tokens that do not depend on each other: noise and posterior of a temperature belong
+    together, so steps of the flow, not only the draw at its end, have to know it."""
+    step = {"delta_min": 1 / 16, "delta_max": 1 / 16}
+    certain = {"finalize_uncertainty": 0.0, "jump_uncertainty": 0.0, "max_refine_steps": 32}
+    found, _ = sample({"evo": {**step, **certain}}, weights=independent(), temperature=temperature)
+    wanted = independent() ** (1 / temperature)
+    wanted /= wanted.sum()
+    assert np.abs(found - wanted).sum() / 2 < 0.06
+    assert np.abs(found - independent()).sum() / 2 > 0.12
+
+
+def test_a_greedy_flow_takes_the_likeliest_tokens_whatever_its_seed():
+    step = {"delta_min": 1 / 8, "delta_max": 1 / 8, "jump_uncertainty": 0.0}
+    found, _ = sample(
+        {"evo": {**step, "finalize_uncertainty": 0.0, "max_refine_steps": 16}},
+        num_samples=20,
+        weights=independent(),
+        temperature=0.0,
+    )
+    assert found[0] == 1.0

@@ -124,6 +124,13 @@ def test_mask_of_the_diffusion_transformers_is_the_last_token():
     assert rule_of(named("esolm"), config={"mask_index": 7}).mask_token_id == 7
 
 
+def test_an_eso_lm_decodes_the_share_at_random_that_its_checkpoint_names():
+    assert rule_of(named("esolm"), config={"alpha_0": 0.25}).acceptance.alpha_0 == 0.25
+    assert rule_of(named("esolm"), config={"alpha_0": 0}).acceptance.alpha_0 == 0
+    assert rule_of(named("esolm")).acceptance.alpha_0 == 1.0
+    assert rule_of(named("mdlm"), config={"alpha_0": 0.25}).acceptance.alpha_0 is None
+
+
 def test_operator_then_config_then_tokenizer_then_constant():
     family, config = named("sdar"), {"mask_token_id": 2, "block_size": 8}
     everything = rule_of(
@@ -291,6 +298,7 @@ def write_folder(folder, config, tensors):
         ("bd3lm", {"block_size": 0}, "at least 1"),
         ("esolm", {"diffusion_attn_mode": "mixed2"}, "only variant B"),
         ("esolm", {"mask_index": 128}, "outside its vocabulary of 128"),
+        ("esolm", {"alpha_0": 1.5}, "alpha_0 is 1.5, but it must be between 0 and 1"),
         ("gpt2", {"activation_function": "relu"}, "only gelu_new"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "not supported"),
     ],

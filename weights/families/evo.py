@@ -11,6 +11,8 @@ one jump each, is autoregressive decoding; all at the same t is diffusion. Settl
 causal, so their keys and values are exact; the canvas sees everything before it and itself.
 """
 
+from dataclasses import replace
+
 from weights.config_fields import ConfigFields
 from weights.families.family import (
     AcceptanceDefaults,
@@ -51,14 +53,16 @@ def latent_rule(latent: LatentConfig) -> FamilyRule:
 
 
 def _parse(fields: ConfigFields) -> NetworkConfig:
-    return parse_hf_config(fields, latent=parse_latent(fields))
+    config = parse_hf_config(fields, latent=parse_latent(fields))
+    return replace(config, learned_positions=fields.flag("learned_positions", False))
 
 
+_POSITIONS = {"positions": "model.embed_positions.weight"}
 EVO = Family(
     name="evo",
     architectures=("EvoForCausalLM",),
     model_types=("evo",),
     parse=_parse,
-    names=TensorNames(HF_TABLE | LATENT_TABLE),
+    names=TensorNames(HF_TABLE | LATENT_TABLE | _POSITIONS),
     rule=FamilyRule(),
 )

@@ -195,8 +195,9 @@ def resolve_rule(
 ) -> FamilyRule:
     """Fill in mask id and block length: operator, config.json, tokenizer, the family's constant.
 
-    Raises CheckpointError when no mask id fits the vocabulary, a block length is below 1, or one
-    of them is set for a family that has neither.
+    And the share decoded by diffusion (alpha_0), where config.json says it.
+    Raises CheckpointError when no mask id fits the vocabulary, a block length is below 1, one
+    of them is set for a family that has neither, or alpha_0 is no share.
     """
     rule = family.rule
     if not rule.drafts or rule.latent is not None:
@@ -219,7 +220,22 @@ def resolve_rule(
     )
     if block_length is not None and block_length < 1:
         raise CheckpointError(f"a block length must be at least 1, got {block_length}")
-    return replace(rule, mask_token_id=mask_id, block_length=block_length)
+    return replace(
+        rule,
+        mask_token_id=mask_id,
+        block_length=block_length,
+        acceptance=_with_alpha_0(rule.acceptance, fields),
+    )
+
+
+def _with_alpha_0(acceptance: AcceptanceDefaults, fields: ConfigFields) -> AcceptanceDefaults:
+    """The share decoded by diffusion that a checkpoint was trained for, where it names one."""
+    if acceptance.alpha_0 is None or not fields.has("alpha_0"):
+        return acceptance
+    alpha_0 = fields.number("alpha_0")
+    if not 0 <= alpha_0 <= 1:
+        raise fields.refuse("alpha_0", "but it must be between 0 and 1")
+    return replace(acceptance, alpha_0=alpha_0)
 
 
 def _refuse_overrides(family: Family, overrides: RuleOverrides) -> None:

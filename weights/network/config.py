@@ -132,6 +132,7 @@ class NetworkConfig:
     feed_forward_size: width of the dense feed-forward
     max_positions:     positions the network was made for
     rotary:            None when positions are a learned table
+    learned_positions: a learned table of positions beside the rotary embedding
     qkv_bias, output_bias, feed_forward_bias, norm_bias, head_bias: which parts have a bias
     qk_norm:           an RMSNorm of each query and key head before the rotary embedding
     tie_head:          the output head is the token table
@@ -160,6 +161,7 @@ class NetworkConfig:
     experts: ExpertsConfig | None = None
     draft_adapter: DraftAdapter | None = None
     latent: LatentConfig | None = None
+    learned_positions: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError when a size is below 1 or the sizes contradict each other."""

@@ -17,7 +17,7 @@ class Vocabulary:
     """How tokens enter and leave a network.
 
     token_table:    [V, d]
-    position_table: [P, d], or None when positions enter by rotation
+    position_table: [P, d], or None when positions enter by rotation alone
     head:           d -> V
     """
 
@@ -35,7 +35,14 @@ class Vocabulary:
 
     def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """Look tokens [T] and, where learned, positions [T] up; returns [T, d]."""
-        x = torch.nn.functional.embedding(token_ids, self.token_table)
+        return self.place(self.look_up(token_ids), positions)
+
+    def look_up(self, token_ids: Tensor) -> Tensor:
+        """The tokens [T] alone [T, d]."""
+        return torch.nn.functional.embedding(token_ids, self.token_table)
+
+    def place(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Rows [T, d] with their positions [T] added, where those are learned."""
         if self.position_table is None:
             return x
         return x + torch.nn.functional.embedding(positions, self.position_table)
@@ -56,7 +63,7 @@ def build_vocabulary(config: NetworkConfig, parts: Parts, placement: Placement) 
             raise CheckpointError("the config ties the output head, but the file holds another")
     head_bias = parts.take("head.bias", shape[:1]) if config.head_bias else None
     position_table = None
-    if config.rotary is None:
+    if config.rotary is None or config.learned_positions:
         positions = parts.take("positions", (config.max_positions, config.hidden_size))
         position_table = placement.tensor(positions)
     token_table = placement.tensor(table)

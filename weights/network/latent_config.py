@@ -7,6 +7,7 @@ from weights.config_fields import ConfigFields
 from weights.errors import CheckpointError
 
 _SPEAKS = ("own", "next")
+_INPUTS = ("projection", "likelihood")
 UNCERTAINTIES = ("entropy", "confidence", "margin")
 ORDERS = ("any", "left_to_right")
 _MATRICES = ("output", "down")
@@ -48,6 +49,9 @@ class LatentConfig:
                  None where the checkpoint has an embedding of its own for latents
     calibration: (t, mean entropy / log V at t) of the network on held-out text, both ascending
     defaults:    of requests that do not say how latents move
+    enters_by_likelihood: a latent row holds the token embeddings in the proportion of its
+                 likelihood; else a projection of its latent
+    has_output_prior: the exact likelihood of a row's latent is added to its scores
     """
 
     size: int
@@ -60,6 +64,8 @@ class LatentConfig:
     matrices: tuple[str, ...] = ()
     embedding_scale: float | None = None
     defaults: LatentDefaults = LatentDefaults()
+    enters_by_likelihood: bool = False
+    has_output_prior: bool = False
 
 
 def parse_latent(fields: ConfigFields) -> LatentConfig:
@@ -70,6 +76,9 @@ def parse_latent(fields: ConfigFields) -> LatentConfig:
     speaks = section.text("speaks_of")
     if speaks not in _SPEAKS:
         raise section.refuse("speaks_of", f"but it must be one of {', '.join(_SPEAKS)}")
+    enters = section.text("input", _INPUTS[0])
+    if enters not in _INPUTS:
+        raise section.refuse("input", f"but it must be one of {', '.join(_INPUTS)}")
     matrices = section.texts("matrices")
     if not set(matrices) <= set(_MATRICES):
         raise section.refuse("matrices", f"but only {' and '.join(_MATRICES)} are known")
@@ -85,7 +94,10 @@ def parse_latent(fields: ConfigFields) -> LatentConfig:
         matrices=matrices,
         embedding_scale=scale,
         defaults=_defaults(section),
+        enters_by_likelihood=enters == "likelihood",
+        has_output_prior=section.flag("output_prior", False),
     )
+    _check_likelihood(section, config)
     for name in ("size", "num_levels", "width"):
         if getattr(config, name) < 1:
             raise section.refuse(name, "but it must be at least 1")
@@ -94,6 +106,14 @@ def parse_latent(fields: ConfigFields) -> LatentConfig:
     if scale is not None and not scale > 0:
         raise section.refuse("embedding_scale", "but it must be above 0")
     return config
+
+
+def _check_likelihood(section: ConfigFields, config: LatentConfig) -> None:
+    """Refuse combinations that have no meaning."""
+    if config.has_output_prior and config.speaks_of_next:
+        raise section.refuse("output_prior", "but then rows must speak of their own position")
+    if config.enters_by_likelihood and config.embedding_scale is not None:
+        raise section.refuse("input", "but then latents need an embedding of their own")
 
 
 def _defaults(section: ConfigFields) -> LatentDefaults:

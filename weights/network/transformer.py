@@ -222,15 +222,14 @@ class Transformer:
 
     def _embed(self, step: NetworkInput) -> tuple[Tensor, Rows | None]:
         """What the rows hold [T, d], and which of them hold latents."""
-        x = self.vocabulary.embed(step.token_ids, step.positions)
-        latents = step.latents
-        if latents is None:
-            return x, None
-        if self.latent is None:
-            raise ValueError("this network has no latents")
-        return x.index_copy(
-            0, latents.rows, self.latent.embed(latents)
-        ), latents.run or latents.rows
+        x = self.vocabulary.look_up(step.token_ids)
+        latents, latent_rows = step.latents, None
+        if latents is not None:
+            if self.latent is None:
+                raise ValueError("this network has no latents")
+            x = x.index_copy(0, latents.rows, self.latent.embed(latents))
+            latent_rows = latents.run or latents.rows
+        return self.vocabulary.place(x, step.positions), latent_rows
 
 
 def _low_rows(step: NetworkInput) -> Tensor | None:
@@ -265,7 +264,13 @@ def build_transformer(config: NetworkConfig, parts: Parts, placement: Placement)
         rotary=build_rotary_table(
             config.rotary, num_positions=config.max_positions, device=placement.device
         ),
-        latent=build_latent_input(config, parts, placement, token_table=vocabulary.token_table),
+        latent=build_latent_input(
+            config,
+            parts,
+            placement,
+            token_table=vocabulary.token_table,
+            head=vocabulary.head_weight,
+        ),
     )
 
 

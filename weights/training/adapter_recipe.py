@@ -26,7 +26,7 @@ from weights.training.answers import (
 )
 from weights.training.canvas_adapter import AdapterRecipe, AdapterTraining
 from weights.training.canvas_network import AdapterShape, FrozenBase
-from weights.training.prompts import Prompt, is_held_out, read_prompts
+from weights.training.data.prompts import Prompt, is_held_out, read_prompts
 from weights.training.recipe import Recipe
 
 log = logging.getLogger(__name__)

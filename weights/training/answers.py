@@ -11,7 +11,7 @@ import torch
 
 from kernels import PURPOSE_TARGET, PagedBatch, ScoreSpec, allocate_kv_cache, score_rows
 from weights.network.interface import Network, NetworkInput
-from weights.training.prompts import Prompt
+from weights.training.data.prompts import Prompt
 
 log = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from weights.config_fields import Json
+from weights.training.data.text import END_OF_TEXT_ID
 from weights.training.eso_lm_network import EsoLmNetwork, EsoLmShape
 from weights.training.layers import Visibility, token_nll
 from weights.training.loop import Schedule, Trainable
-from weights.training.text import END_OF_TEXT_ID
 
 # Share of tokens that diffusion decodes, in training.
 ALPHA_0 = 0.25

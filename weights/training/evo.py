@@ -1,12 +1,9 @@
 """Evo from scratch (our reading): the hybrid objective, its figures, and its checkpoint.
 
-Token rows predict the next token. Latent rows predict their own, from canvases in which t is
-drawn by a pattern of its own for each text:
-
-    1/4  canvases of one row at t = 1: autoregressive decoding, asked of a latent row
-    1/4  one t for the whole canvas: diffusion
-    1/2  t grows from left to right, with jitter: what decoding meets, a front of certainty; a
-         fifth of these have t of 0 and 1 only, in any order: masked diffusion
+Token rows predict the next token. Latent rows predict their own, from canvases of 1 to 32 rows
+that tile each text, whose levels follow the patterns of `evo_levels`: masks in any order, one t,
+levels of their own, a front. What is known of a level is measured while training, and levels are
+drawn evenly in it.
 
     loss = mean NLL of next tokens + mean NLL of rows with t > 0
 
@@ -23,10 +20,11 @@ import torch
 from torch import Tensor
 
 from weights.config_fields import Json
+from weights.training.evo_checkpoint import served_config, served_tensors
+from weights.training.evo_levels import MeasuredEntropy, draw_levels
 from weights.training.evo_network import Canvases, EvoNetwork, EvoShape
 from weights.training.layers import mean_where, token_nll
 from weights.training.loop import Schedule, Trainable
-from weights.training.text import END_OF_TEXT_ID
 
 CANVAS_WIDTHS = (1, 2, 4, 8, 16, 32)
 # How latents move where a request does not say: not at all, one position a step at least. Small
@@ -40,7 +38,6 @@ _DECODING: dict[str, Json] = {
 }
 # Canvas that decoding uses when a request does not say; the calibration is measured on it.
 SERVED_WIDTH = 16
-_JITTER = 0.1
 # Widths at which the bound of masked diffusion inside a canvas is reported.
 _BOUND_WIDTHS = (4, 8, 16, 32)
 _CALIBRATION_POINTS = 16
@@ -52,17 +49,20 @@ class EvoModel(Trainable):
     def __init__(self, shape: EvoShape, *, generator: torch.Generator) -> None:
         super().__init__()
         self.network = EvoNetwork(shape, generator=generator)
+        self.entropy = MeasuredEntropy(shape.num_levels)
 
     def losses(self, tokens: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """`next`: of token rows; `latent`: of latent rows; in nats per token."""
         network = self.network
-        canvases = draw_canvases(tokens, network.shape.num_levels, generator)
-        latents = network.embed_latents(tokens, canvases.levels, generator)
-        settled, drafted = network(tokens, latents, canvases.starts)
-        nll = token_nll(network.head(drafted), tokens)
+        canvases = draw_canvases(tokens, self.entropy, generator)
+        settled, says = say(network, tokens, canvases, generator)
+        nll = token_nll(says, tokens)
+        is_asked = canvases.levels > 0
+        if torch.is_grad_enabled():
+            self.entropy.follow(nll[is_asked], canvases.levels[is_asked])
         return {
             "next": token_nll(network.head(settled[:, :-1]), tokens[:, 1:]).mean(),
-            "latent": mean_where(nll, canvases.levels > 0),
+            "latent": mean_where(nll, is_asked),
         }
 
     def figures(self, tokens: Tensor, generator: torch.Generator) -> dict[str, Json]:
@@ -81,43 +81,19 @@ class EvoModel(Trainable):
 
     def tensors(self) -> dict[str, Tensor]:
         """The checkpoint's tensors by name."""
-        named = {name: value.detach() for name, value in self.network.named_parameters()}
-        named["latent.embedding.weight"] = self.network.unit_embedding().detach()
-        return named
+        return served_tensors(self.network)
 
     def config(self, figures: dict[str, Json]) -> dict[str, Json]:
         """config.json, with the calibration that was measured."""
-        shape = self.network.shape
-        return {
-            "architectures": ["EvoForCausalLM"],
-            "model_type": "evo",
-            "vocab_size": shape.vocab_size,
-            "hidden_size": shape.hidden_size,
-            "intermediate_size": shape.feed_forward_size,
-            "num_hidden_layers": shape.num_layers,
-            "num_attention_heads": shape.num_heads,
-            "num_key_value_heads": shape.num_kv_heads,
-            "head_dim": shape.head_dim,
-            "hidden_act": "silu",
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0,
-            "max_position_embeddings": shape.max_positions,
-            "tie_word_embeddings": True,
-            "bos_token_id": END_OF_TEXT_ID,
-            "eos_token_id": END_OF_TEXT_ID,
-            "torch_dtype": "float16",
-            "latent": {
-                "size": shape.latent_size,
-                "num_levels": shape.num_levels,
-                "speaks_of": "own",
-                "width": SERVED_WIDTH,
-                "calibration": figures["calibration"],
-                "decoding": _DECODING,
-            },
-        }
+        return served_config(
+            self.network.shape,
+            width=SERVED_WIDTH,
+            calibration=figures["calibration"],
+            decoding=_DECODING,
+        )
 
 
-def draw_canvases(tokens: Tensor, num_levels: int, generator: torch.Generator) -> Canvases:
+def draw_canvases(tokens: Tensor, entropy: MeasuredEntropy, generator: torch.Generator) -> Canvases:
     """Tile each text of tokens [B, L] with canvases of one width; draw every row's level."""
     device = tokens.device
     count, length = tokens.shape
@@ -125,29 +101,30 @@ def draw_canvases(tokens: Tensor, num_levels: int, generator: torch.Generator) -
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, device=device)
 
-    pattern = uniform(count, 1)
     widths = torch.tensor(CANVAS_WIDTHS, device=device)
     width = widths[(uniform(count, 1) * len(CANVAS_WIDTHS)).long()]
-    width = torch.where(pattern < 0.25, 1, width)
     # Canvases begin anywhere, so that no position of a text is always the first of one.
     shifted = torch.arange(length, device=device) + (uniform(count, 1) * width).long()
-    canvas, offset = shifted // width, shifted % width
-
-    def by_canvas() -> Tensor:
-        return uniform(count, length + 1).gather(1, canvas)
-
-    # More than 1 is 1: a canvas at its beginning is met often.
-    diagonal = 1.2 * by_canvas()
-    jitter = _JITTER * torch.randn(offset.shape, generator=generator, device=device)
-    front = 1.5 * by_canvas() - 0.5 + 2 * by_canvas() * (offset + 0.5) / width + jitter
-    masked = (uniform(count, length) < by_canvas()).float()
-    t = torch.where(pattern < 0.5, diagonal, torch.where(pattern < 0.9, front, masked))
-    t = torch.where(pattern < 0.25, 1.0, t.clamp(0, 1))
-    return Canvases(starts=_starts(offset), levels=(t * num_levels).round().long())
+    offset = shifted % width
+    return tiling(offset, draw_levels((offset + 0.5) / width, entropy, generator))
 
 
-def _starts(offset: Tensor) -> Tensor:
-    return torch.arange(offset.shape[1], device=offset.device) - offset
+def tiling(offset: Tensor, levels: Tensor) -> Canvases:
+    """Canvases that tile texts; offset [B, L], of every row in its canvas."""
+    positions = torch.arange(offset.shape[1], device=offset.device).expand_as(offset)
+    starts = positions - offset
+    return Canvases(positions=positions, starts=starts, groups=starts, levels=levels)
+
+
+def say(
+    network: EvoNetwork, tokens: Tensor, canvases: Canvases, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Hidden token rows [B, L, d], and logits [B, L, V] of latent rows under fresh noise."""
+    z = network.hide(tokens, canvases.levels, generator)
+    likelihood = network.likelihood(z, canvases.levels)
+    latents = network.embed_latents(likelihood, canvases.levels)
+    settled, drafted = network(tokens, latents, canvases)
+    return settled, network.head(drafted).float() + likelihood
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +138,8 @@ def _score_canvases(
     network: EvoNetwork, tokens: Tensor, canvases: Canvases, generator: torch.Generator
 ) -> _Scored:
     """NLL and entropy of every latent row, both [B, L] float32 in nats."""
-    latents = network.embed_latents(tokens, canvases.levels, generator)
-    _, drafted = network(tokens, latents, canvases.starts)
-    log_probs = network.head(drafted).float().log_softmax(dim=-1)
+    _, says = say(network, tokens, canvases, generator)
+    log_probs = says.log_softmax(dim=-1)
     nll = -log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     return _Scored(nll, -(log_probs.exp() * log_probs).sum(dim=-1))
 
@@ -191,7 +167,7 @@ def _bound(network: EvoNetwork, tokens: Tensor, width: int, generator: torch.Gen
     unknown = rank < num_unknown.unsqueeze(-1)
     offset = torch.arange(length, device=device).expand(count, length) % width
     levels = unknown.flatten(1).long() * network.shape.num_levels
-    scored = _score_canvases(network, tokens, Canvases(_starts(offset), levels), generator)
+    scored = _score_canvases(network, tokens, tiling(offset, levels), generator)
     by_canvas = (scored.nll.view(shape) * unknown).sum(dim=-1) / num_unknown
     return float(by_canvas.mean())
 
@@ -219,7 +195,7 @@ def entropy_by_progress(
     points = []
     for step in range(_CALIBRATION_POINTS + 1):
         level = step * shape.num_levels // _CALIBRATION_POINTS
-        canvases = Canvases(_starts(offset), torch.full_like(tokens, level))
+        canvases = tiling(offset, torch.full_like(tokens, level))
         entropy = _score_canvases(network, tokens, canvases, generator).entropy
         points.append((level / shape.num_levels, float(entropy.mean() / largest)))
     return points

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from weights.config_fields import Json
-from weights.training.text import END_OF_TEXT_ID
+from weights.training.data.text import END_OF_TEXT_ID
 
 CARD = "README.md"
 NOTICE = "NOTICE"
@@ -25,6 +25,7 @@ class ModelCard:
     command:    what made it
     training:   course of the run by name, such as steps and seed
     figures:    what was measured, nested at most twice
+    texts, measured, licence: what was trained on, what figures are of, and whose it all is
     """
 
     title: str
@@ -33,6 +34,12 @@ class ModelCard:
     command: str
     training: dict[str, Json]
     figures: dict[str, Json]
+    texts: str = (
+        "The texts, where they are from and their licences are in `NOTICE`; one document in fifty "
+        "was held out."
+    )
+    measured: str = "on held-out text that was never trained on"
+    licence: str = "The texts they were trained on keep their own (`NOTICE`)."
 
     def render(self) -> str:
         """Write it as Markdown."""
@@ -43,17 +50,15 @@ class ModelCard:
                 "## How it was made\n",
                 f"    {self.command}\n",
                 _table("training", self.training),
-                "Every logged step is in `training_log.jsonl`. The texts, where they are from and "
-                "their licences are in `NOTICE`; one document in fifty was held out.\n",
+                f"Every logged step is in `training_log.jsonl`. {self.texts}\n",
                 "## Figures\n",
-                "Of the weights as they are stored here, on held-out text that was never trained "
-                "on. NLL is in nats per token; perplexity is its exponential.\n",
+                f"Of the weights as they are stored here, {self.measured}. NLL is in nats per "
+                "token; perplexity is its exponential.\n",
                 _table("figure", dict(_flat(self.figures))),
                 "## Limits\n",
                 f"{self.limits}\n",
                 "## Licence\n",
-                "The weights are under the licence of this project, Apache-2.0. The texts they "
-                "were trained on keep their own (`NOTICE`).\n",
+                f"The weights are under the licence of this project, Apache-2.0. {self.licence}\n",
             )
         )
 
@@ -93,9 +98,12 @@ def export(
     config: dict[str, Json],
     tokenizer: tokenizers.Tokenizer,
     card: ModelCard,
-    notices: list[Path],
+    notices: list[Path] | None,
 ) -> None:
-    """Write everything into a folder, weights in float16; notices become one file."""
+    """Write everything into a folder, weights in float16; notices become one file.
+
+    notices: of the texts, or None where there were none to have any
+    """
     out.mkdir(parents=True, exist_ok=True)
     stored = {
         name: value.detach().to("cpu", torch.float16).contiguous()
@@ -109,6 +117,8 @@ def export(
     )
     tokenizer.save(str(out / "tokenizer.json"))
     (out / CARD).write_text(card.render(), encoding="utf-8")
+    if notices is None:
+        return
     text = "\n\n".join(path.read_text(encoding="utf-8").strip() for path in notices)
     (out / NOTICE).write_text(
         "These weights were trained on the following texts.\n\n"

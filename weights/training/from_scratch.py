@@ -18,16 +18,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from weights.config_fields import Json
-from weights.training.export import NOTICE, ModelCard, export
-from weights.training.loop import LOG_FILE, Schedule, Trainable, Trainer
-from weights.training.recipe import Recipe
-from weights.training.text import (
+from weights.training.data.text import (
     Windows,
     encode,
     read_corpus,
     text_files,
     train_vocabulary,
 )
+from weights.training.export import NOTICE, ModelCard, export
+from weights.training.loop import LOG_FILE, Schedule, Trainable, Trainer
+from weights.training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 

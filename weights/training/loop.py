@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -26,20 +26,35 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weights.config_fields import Json
-from weights.training.text import Windows
 
 log = logging.getLogger(__name__)
 
 STATE_FILE = "state.safetensors"
 LOG_FILE = "training_log.jsonl"
 _BETAS = (0.9, 0.95)
+# What optimisers keep of a parameter, as PyTorch names it.
+_MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",)}
 _GRADIENT_NORM = 1.0
-# The held-out text is measured with noise of its own seed, the same at every step.
-_HELD_OUT_STEP = 0
+
+
+class Batches(Protocol):
+    """Texts to train on; which ones a step gets depends on the number of the step alone."""
+
+    def batch(self, step: int) -> Tensor:
+        """The texts [B, L] int64 of a step."""
+        ...
+
+    def generator(self, step: int, *, device: torch.device) -> torch.Generator:
+        """Where the other randomness of a step comes from."""
+        ...
 
 
 class Trainable(nn.Module, ABC):
     """A network under its objective."""
+
+    def orthogonal_parameters(self) -> set[str]:
+        """Names of matrices whose updates Muon makes orthogonal; none for AdamW throughout."""
+        return set()
 
     @abstractmethod
     def losses(self, tokens: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -110,25 +125,15 @@ class Trainer:
         self._parameters = dict(model.named_parameters())
         self._device = next(iter(self._parameters.values())).device
         self._average = {name: value.detach().clone() for name, value in self._parameters.items()}
-        matrices = [value for value in model.parameters() if value.ndim >= 2]
-        others = [value for value in model.parameters() if value.ndim < 2]
-        groups: list[dict[str, Any]] = [
-            {"params": matrices},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self._optimizer = torch.optim.AdamW(
-            groups,
-            lr=schedule.learning_rate,
-            betas=_BETAS,
-            weight_decay=schedule.weight_decay,
-        )
+        self._muon_names = model.orthogonal_parameters()
+        self._optimizers = _optimizers(self._parameters, self._muon_names, schedule)
 
     @property
     def is_done(self) -> bool:
         """Whether the steps or the time are used up."""
         return self._progress() >= 1
 
-    def run(self, trained: Windows, held_out: Tensor) -> bool:
+    def run(self, trained: Batches, held_out: Tensor) -> bool:
         """Train to the end, or until SIGTERM or SIGINT; true at the end. Saves either way."""
         begun_at = self.step
         with _stop_signals() as stop:
@@ -153,21 +158,23 @@ class Trainer:
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self._progress())))
         return schedule.learning_rate * warm * (0.1 + 0.9 * cosine)
 
-    def _update(self, trained: Windows) -> None:
+    def _update(self, trained: Batches) -> None:
         started = time.monotonic()
         rate = self._learning_rate()
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         tokens = trained.batch(self.step).to(self._device)
         generator = trained.generator(self.step, device=self._device)
         with torch.autocast(
             self._device.type, self._precision, enabled=self._precision != torch.float32
         ):
             losses = self.model.losses(tokens, generator)
-        self._optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         torch.autograd.backward(sum(losses.values(), torch.zeros((), device=self._device)))
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
-        self._optimizer.step()
+        for optimizer in self._optimizers:
+            optimizer.step()
         self._follow()
         self.step += 1
         self.elapsed_s += time.monotonic() - started
@@ -201,8 +208,7 @@ class Trainer:
     @torch.no_grad()
     def _measure(self, held_out: Tensor) -> None:
         """Log the held-out losses of the averaged weights."""
-        windows = Windows(held_out.flatten(), held_out.shape[1], 1, self._seed)
-        generator = windows.generator(_HELD_OUT_STEP, device=self._device)
+        generator = torch.Generator(self._device).manual_seed(self._seed * 1_000_003)
         with self.averaged() as model:
             losses = model.losses(held_out.to(self._device), generator)
         self._log("held_out", {name: round(float(loss), 4) for name, loss in losses.items()})
@@ -218,8 +224,8 @@ class Trainer:
         tensors = {f"average.{name}": value for name, value in self._average.items()}
         for name, value in self._parameters.items():
             tensors[f"weight.{name}"] = value.detach()
-            moments = self._optimizer.state[value]
-            for moment in ("exp_avg", "exp_avg_sq"):
+            moments = self._moments(name)
+            for moment in self._moment_names(name):
                 tensors[f"{moment}.{name}"] = moments.get(moment, torch.zeros_like(value))
         place = self._folder / STATE_FILE
         unfinished = place.with_suffix(".unfinished")
@@ -244,14 +250,23 @@ class Trainer:
             raise ValueError(f"the state in {self._folder} is of a network of other sizes")
         self.step, self.elapsed_s = int(metadata["step"]), float(metadata["elapsed_s"])
         self._assign({name: stored[f"weight.{name}"] for name in shapes})
-        for name, value in self._parameters.items():
+        for name in self._parameters:
             self._average[name] = stored[f"average.{name}"]
-            self._optimizer.state[value] = {
-                "step": torch.tensor(float(self.step)),
-                "exp_avg": stored[f"exp_avg.{name}"],
-                "exp_avg_sq": stored[f"exp_avg_sq.{name}"],
-            }
+            self._moments(name).update(
+                {moment: stored[f"{moment}.{name}"] for moment in self._moment_names(name)}
+            )
+            if name not in self._muon_names:
+                self._moments(name)["step"] = torch.tensor(float(self.step))
         self._cut_log()
+
+    def _moments(self, name: str) -> dict[str, Tensor]:
+        """What the parameter's optimiser keeps of it."""
+        optimizer = self._optimizers[1 if name in self._muon_names else 0]
+        kept: dict[str, Tensor] = optimizer.state[self._parameters[name]]
+        return kept
+
+    def _moment_names(self, name: str) -> tuple[str, ...]:
+        return _MOMENTS["muon" if name in self._muon_names else "adamw"]
 
     def _cut_log(self) -> None:
         """Drop what was logged after the state was saved."""
@@ -261,6 +276,31 @@ class Trainer:
         lines = place.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if json.loads(line)["step"] <= self.step]
         place.write_text("".join(kept), encoding="utf-8")
+
+
+def _optimizers(
+    parameters: dict[str, nn.Parameter], muon_names: set[str], schedule: Schedule
+) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the matrices that are named.
+
+    From: Jordan et al. 2024, Muon; updates as large as AdamW's, as in Liu et al. 2025, Muon is
+    scalable for LLM training, arXiv 2502.16982.
+    """
+    others = {name: value for name, value in parameters.items() if name not in muon_names}
+    groups: list[dict[str, Any]] = [
+        {"params": [value for value in others.values() if value.ndim >= 2]},
+        {"params": [value for value in others.values() if value.ndim < 2], "weight_decay": 0.0},
+    ]
+    rate, decay = schedule.learning_rate, schedule.weight_decay
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=rate, betas=_BETAS, weight_decay=decay)
+    ]
+    if muon_names:
+        matrices = [value for name, value in parameters.items() if name in muon_names]
+        found.append(
+            torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return found
 
 
 class _Stop:

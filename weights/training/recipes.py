@@ -6,6 +6,7 @@ from weights.training.evo import EvoScale
 from weights.training.from_scratch import FromScratch
 from weights.training.loop import Schedule
 from weights.training.recipe import Recipe
+from weights.training.task_recipe import EVO_TASKS
 
 _GPU_LIMITS = "The gpu scale of this recipe has not been run or measured."
 
@@ -101,4 +102,4 @@ ESO_LM = FromScratch(
     },
 )
 
-RECIPES: tuple[Recipe, ...] = (EVO.recipe(), ESO_LM.recipe(), CANVAS_ADAPTER)
+RECIPES: tuple[Recipe, ...] = (EVO.recipe(), ESO_LM.recipe(), CANVAS_ADAPTER, EVO_TASKS)

@@ -25,7 +25,7 @@ from weights.training.canvas_network import (
     distillation_loss,
     sample_vocabulary,
 )
-from weights.training.prompts import Prompt, read_prompts
+from weights.training.data.prompts import Prompt, read_prompts
 
 RECIPE = AdapterRecipe(
     shape=AdapterShape(rank=4, num_levels=8, max_width=6),

@@ -7,6 +7,7 @@ import torch
 from sampler.likelihood import order_logprobs, text_likelihood
 from tests.weights.training.runs import TINY_ESO_LM
 from weights import load_model
+from weights.training.data.text import train_vocabulary
 from weights.training.eso_lm import (
     ALPHA_0,
     EsoLmModel,
@@ -16,7 +17,6 @@ from weights.training.eso_lm import (
 )
 from weights.training.export import ModelCard, export
 from weights.training.layers import Visibility
-from weights.training.text import train_vocabulary
 
 # Both sides are float32; they differ by the order of sums only.
 TOLERANCE = 1e-4

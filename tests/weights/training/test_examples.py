@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from sampler.border.engine_config import EngineConfig
+from sampler.border.request import DecodingMode, DecodingParams, SamplingParams
+from sampler.engine_process import load_engine
 from sampler.likelihood import text_likelihood
+from sampler.state.decoding import resolve_decoding
+from tests.bench.canvas_answers import answer_all
 from weights import load_model
+from weights.training.data.prompts import Prompt
+from weights.training.data.tasks import SUDOKU, TaskTexts, is_right
 
 EXAMPLES = Path(__file__).parents[3] / "weights" / "examples"
 NAMES = ("evo", "eso_lm")
@@ -61,6 +68,17 @@ def test_the_exact_perplexity_of_the_eso_lm_rises_with_the_random_share():
     assert by_share["0.0"] < by_share["0.25"] < by_share["1.0"]
 
 
+def test_the_eso_lm_is_served_in_the_order_that_it_was_trained_for():
+    model = load("eso_lm")
+    assert resolve_decoding(SamplingParams(max_tokens=8), model.family.rule).alpha_0 == 0.25
+    tokens = model.tokenizer.encode(PAGE, add_special_tokens=False)
+    served, trained = (
+        text_likelihood(model.network, model.family.rule, tokens, num_orders=2, **share)
+        for share in ({}, {"alpha_0": 0.25})
+    )
+    assert served.by_order.tolist() == trained.by_order.tolist()
+
+
 def test_the_scorer_finds_the_same_rise_on_a_page_of_its_own():
     model = load("eso_lm")
     tokens = model.tokenizer.encode(PAGE, add_special_tokens=False)
@@ -87,3 +105,27 @@ def test_the_evo_reads_a_page_better_than_by_letter_frequency():
     tokens = model.tokenizer.encode(PAGE, add_special_tokens=False)
     scored = text_likelihood(model.network, model.family.rule, tokens)
     assert -scored.logprob / scored.num_scored < 5.0
+
+
+def test_the_example_of_tasks_solves_most_held_out_puzzles_in_few_forwards():
+    config = EngineConfig(
+        model=str(EXAMPLES / "evo_tasks"), device="cpu", dtype="float32", max_sequences=12
+    )
+    engine, _ = load_engine(config)
+    texts = TaskTexts.make(12, seed=5).draw(SUDOKU, 12, torch.Generator().manual_seed(1))
+    prompts = [
+        Prompt("task", tuple(ids), True) for ids in texts[:, : SUDOKU.prompt_length].tolist()
+    ]
+    decoding = DecodingParams(mode=DecodingMode.DIFFUSION)
+    answers, _ = answer_all(engine, prompts, decoding, max_tokens=SUDOKU.answer_length)
+    tokens = torch.zeros(12, SUDOKU.answer_length, dtype=torch.int64)
+    for row, answer in enumerate(answers):
+        tokens[row, : len(answer.tokens)] = torch.tensor(answer.tokens)
+    assert is_right(SUDOKU, texts, tokens).sum() >= 10
+    assert max(answer.stats.steps for answer in answers) <= 12
+
+
+def test_the_example_of_tasks_is_small_and_says_how_it_was_made():
+    folder = EXAMPLES / "evo_tasks"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 5_000_000
+    assert "minutes | 33.0" in (folder / "README.md").read_text()

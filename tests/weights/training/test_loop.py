@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.weights.training.runs import SCHEDULE, TINY_ESO_LM, TINY_EVO
+from weights.training.data.text import Windows
 from weights.training.loop import LOG_FILE, STATE_FILE, Trainer
-from weights.training.text import Windows
 
 # A text with much to learn: each token follows from the one before.
 TEXT = (torch.arange(4000) * 7 % 50).int()

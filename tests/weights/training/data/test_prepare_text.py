@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from weights.training.prepare_text import SOURCES, is_prose, prepare
-from weights.training.text import read_corpus
+from weights.training.data.prepare_text import SOURCES, is_prose, prepare
+from weights.training.data.text import read_corpus
 
 PROSE = (
     "This is a paragraph of plain English prose that is long enough to be kept, and it has all of "

