@@ -185,7 +185,8 @@ class TensorReader:
 
 
 def _check_finite(tensor: Tensor, name: str) -> None:
-    if tensor.numel() == 0:
+    # Of a tensor on the meta device only the shape is there.
+    if tensor.numel() == 0 or tensor.is_meta:
         return
     # One pass that makes no copy; the extremes are no numbers when any entry is none.
     low, high = tensor.aminmax()
