@@ -23,8 +23,8 @@ COPY kernels kernels
 COPY weights weights
 COPY sampler sampler
 COPY server server
-RUN pip install --no-deps --no-build-isolation .
-RUN python -P -m kernels.cpu.build
+RUN pip install --no-deps --no-build-isolation . \
+    && python -P -m kernels.cpu.build
 
 FROM build AS build-cuda
 ARG TORCH_INDEX=""
@@ -35,8 +35,8 @@ COPY kernels kernels
 COPY weights weights
 COPY sampler sampler
 COPY server server
-RUN pip install --no-deps --no-build-isolation .
-RUN python -P -m kernels.cpu.build
+RUN pip install --no-deps --no-build-isolation . \
+    && python -P -m kernels.cpu.build
 
 # What both images share at run time: a user without rights, a cache volume, nothing else to write.
 FROM python:3.11.14-slim-bookworm AS runtime

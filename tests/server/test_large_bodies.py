@@ -59,7 +59,7 @@ async def test_a_text_that_cannot_fit_is_refused_before_it_is_cut(serve, path, m
     fields = {"prompt": text, "messages": [{"role": "user", "content": text}]}
     field = "prompt" if path == "/v1/completions" else "messages"
     async with serve(engine) as served:
-        tokenizer = served.app.state.server.tokenizer
+        tokenizer = served.app.state.server.text.tokenizer
         monkeypatch.setattr(tokenizer, "encode", _not_called)
         answer = await served.client.post(path, json={field: fields[field]})
     assert answer.status_code == 400

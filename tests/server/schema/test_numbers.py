@@ -8,8 +8,10 @@ from sampler import ModelInfo
 from server.error_responses import ApiError
 from server.schema.common import SamplingBody
 from server.schema.numbers import as_float32, as_temperature
+from server.translate.model_text import ModelText, ServedModel
 from server.translate.sampling import sampling_params
 from tests.server.conftest import error_of
+from tests.server.scripted_engine import byte_tokenizer
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +30,8 @@ INFO = ModelInfo(
 
 
 def params_of(**fields):
-    return sampling_params(SamplingBody(**fields), INFO, max_tokens=4, logprobs=None)
+    model = ServedModel(ModelText(byte_tokenizer(), None), INFO)
+    return sampling_params(SamplingBody(**fields), model, max_tokens=4, logprobs=None)
 
 
 @pytest.mark.parametrize(

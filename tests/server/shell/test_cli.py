@@ -131,7 +131,8 @@ def test_the_table_of_commands_says_what_each_one_is():
         module = import_module(f"server.shell.{command.module}")
         assert callable(module.run), name
         assert callable(module.add_flags), name
-    assert set(COMMANDS) == {"serve", "fetch", "complete", "bench", "score", "convert", "train"}
+    commands = {"serve", "fetch", "complete", "bench", "score", "check", "convert", "train"}
+    assert set(COMMANDS) == commands
 
 
 def test_defaults_come_from_the_checkpoint_else_from_the_family(golden, tmp_path):
