@@ -1,9 +1,10 @@
 """`Undo`: takes a planned step back whole.
 
-Between `begin` and `keep_changes` everything that plans a step notes how to take back what it
-changes: attempts, canvases and proposals, pages and who shares them, moves of latents, the queue,
-the random seeds, counters. `take_back` does so, the latest change first; the engine is then as if
-the step had never been planned. Grammars are only looked at while a step is planned.
+Between `begin` and `keep_changes` whoever is changed by planning a step notes how to take it back:
+the sequence table what stands in its columns, by its own methods; the pool and the prefix cache
+pages and who shares them; the scheduler the queue, the random seeds and counters. `take_back` does
+so, the latest change first; the engine is then as if the step had never been planned. Grammars and
+latents are only looked at while a step is planned.
 
 What an empty seat's arrays hold has no meaning, and neither has it where pages of a seat end: these
 are not restored. Neither is what is remembered of texts (`Endings`), which they say again.

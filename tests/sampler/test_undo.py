@@ -23,7 +23,16 @@ ENGINES = {
     **RULES,
 }
 # Numbers of the pages that follow a seat's own, and all of an empty seat, mean nothing.
-TEXTS = ("tokens", "is_open", "attempts", "order", "kinds", "is_fixed", "confidence")
+TEXTS = (
+    "tokens",
+    "is_open",
+    "attempts",
+    "order",
+    "kinds",
+    "is_fixed",
+    "confidence",
+    "draft_counts",
+)
 
 
 def frozen(value):
@@ -83,6 +92,7 @@ def state_of(engine):
         "texts": texts,
         "pages": pages,
         "latents": latents,
+        "notes": [frozen(table.notes[seat]) for seat in seats],
         "balance": chosen,
         "pool": frozen(scheduler.pool),
         "prefixes": frozen(scheduler.prefix_cache),

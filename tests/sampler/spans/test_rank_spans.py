@@ -1,64 +1,11 @@
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from sampler.spans.rank_schedule import draw_schedule, strided_schedule
-from tests.sampler.golden_engine import golden_cases, golden_engine, golden_model
+from sampler.spans.rank_spans import RankSpans
+from sampler.state.decoding import resolve_decoding
+from sampler.state.sequence_table import SequenceTable
+from tests.sampler.golden_engine import golden_engine, golden_model
+from tests.sampler.test_canvas_engine import RANKED
 from tests.tiny import request, run_all
-
-
-@given(
-    length=st.integers(1, 40),
-    num_steps=st.integers(1, 30),
-    alpha_0=st.floats(0, 1),
-    seed=st.integers(0, 1000),
-)
-def test_a_schedule_decodes_every_position_once_and_the_rest_from_left_to_right(
-    length, num_steps, alpha_0, seed
-):
-    positions = np.arange(5, 5 + length)
-    schedule = draw_schedule(
-        positions, alpha_0=alpha_0, num_steps=num_steps, generator=np.random.default_rng(seed)
-    )
-    assert sorted(schedule.positions.tolist()) == positions.tolist()
-    assert schedule.counts.sum() == length
-    assert (schedule.counts > 0).all()
-    parallel = int(np.flatnonzero(schedule.counts > 1).max(initial=-1)) + 1
-    rest = schedule.positions[schedule.counts[: max(parallel, num_steps)].sum() :]
-    assert rest.tolist() == sorted(rest.tolist())
-
-
-@pytest.mark.parametrize("alpha_0", [0.0625, 0.25, 0.5, 1.0])
-@pytest.mark.parametrize("num_steps", [16, 128, 1024])
-def test_the_mean_number_of_forwards_is_the_closed_form(alpha_0, num_steps):
-    length, generator = 1024, np.random.default_rng(0)
-    forwards = [
-        draw_schedule(
-            np.arange(length), alpha_0=alpha_0, num_steps=num_steps, generator=generator
-        ).counts.size
-        for _ in range(60)
-    ]
-    expected = num_steps * (1 - (1 - alpha_0 / num_steps) ** length) + (1 - alpha_0) * length
-    assert np.mean(forwards) == pytest.approx(expected, rel=0.02)
-
-
-def test_without_diffusion_the_order_is_left_to_right_one_by_one():
-    schedule = draw_schedule(
-        np.arange(9), alpha_0=0.0, num_steps=4, generator=np.random.default_rng(1)
-    )
-    assert schedule.positions.tolist() == list(range(9))
-    assert schedule.counts.tolist() == [1] * 9
-
-
-def test_the_strided_order_is_that_of_the_original_sampler():
-    case = golden_cases("esolm")["decode_subcontext"]
-    stretch = case.entry["subcontext_len"]
-    schedule = strided_schedule(
-        np.arange(32), alpha_0=case.entry["alpha_0"], num_parts=32 // stretch
-    )
-    assert schedule.positions.tolist() == case.tensors["order"][0].tolist()
-    assert schedule.counts.tolist() == case.entry["counts"]
 
 
 def test_a_request_can_ask_for_the_strided_order():
@@ -67,3 +14,36 @@ def test_a_request_can_ask_for_the_strided_order():
     tokens, deltas = run_all(engine, request("x", [3], max_tokens=24, decoding=decoding))["x"]
     assert len(tokens) == 24
     assert deltas[-1].stats.steps == 4 + 12
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_accepted_ranks_come_first_and_are_final(count):
+    rule, one = RankSpans(RANKED), request("a", [5, 6], max_tokens=6, suffix=(7,))
+    table = SequenceTable(num_seats=2, max_context=32, page_size=4, has_order=True)
+    decoding = resolve_decoding(one.params, RANKED)
+    seat = table.seat(one, decoding, number=0, seed=3, room=9)
+    rule.open_sequence(table, seat, one)
+    table.plan_drafts(seat, 3, widths=0)
+    drafted = table.order[seat, 3:6].tolist()
+    table.is_open[seat, drafted[3 - count :]] = False
+    rule.accept_ranks(table, seat, count)
+    assert table.final[seat] == 3 + count
+    assert table.order[seat, 3:6].tolist() == drafted[3 - count :] + drafted[: 3 - count]
+    assert table.order[seat, :3].tolist() == [0, 1, 8]
+
+
+def test_two_sequences_keep_schedules_of_their_own():
+    rule = RankSpans(RANKED)
+    table = SequenceTable(num_seats=2, max_context=64, page_size=4, has_order=True)
+    alone, counts = [], []
+    for seed in (1, 2):
+        one = request(str(seed), [5], max_tokens=24, decoding={"mode": "diffusion"})
+        decoding = resolve_decoding(one.params, RANKED)
+        seat = table.seat(one, decoding, number=seed, seed=seed, room=25)
+        rule.open_sequence(table, seat, one)
+        alone.append(table.draft_counts[seat].copy())
+    for seat in (0, 1):
+        while table.draft_counts[seat, table.draft_step[seat] :].any():
+            counts.append((seat, table.next_scheduled(seat)))
+    assert alone[0].sum() == alone[1].sum() == 24
+    assert [n for seat, n in counts if seat == 1] == [n for n in alone[1].tolist() if n][1:]

@@ -12,7 +12,7 @@ from tests.sampler.test_canvas_engine import BLOCK, EDITED, RULES
 from tests.sampler.test_latent_engine import NEXT
 from tests.tiny import CAUSAL_RULE, hash_engine, request
 
-NARROWING = {"t_ar": 0.5, "t_plan": 0.9, "finalize_uncertainty": 0.8}
+NARROWING = {"t_ar": 0.5, "t_plan": 0.9, "finalize_uncertainty": 0.0, "jump_uncertainty": 0.4}
 CASES = {
     "causal": (CAUSAL_RULE, None),
     "edited": (EDITED, None),
