@@ -29,13 +29,13 @@ _TUNED_AMPERE = {
     256: {16: (64, 4, 5), 32: (32, 4, 5)},
 }
 _TUNED_HOPPER = {
-    64: {16: (64, 4, 5), 32: (64, 4, 5), 64: (64, 4, 3), 128: (128, 8, 3)},
-    128: {16: (64, 4, 5), 32: (64, 4, 5), 64: (64, 4, 3), 128: (64, 8, 4)},
+    64: {16: (64, 4, 5), 32: (32, 4, 5), 64: (64, 4, 3), 128: (128, 8, 3)},
+    128: {16: (32, 4, 5), 32: (64, 4, 5), 64: (64, 4, 3), 128: (64, 8, 4)},
     256: {16: (32, 4, 5), 32: (32, 4, 5), 128: (32, 8, 4)},
 }
 _TUNED_BLACKWELL = _TUNED_HOPPER | {
     64: _TUNED_HOPPER[64] | {64: (64, 4, 4)},
-    128: _TUNED_HOPPER[128] | {16: (32, 4, 5)},
+    256: _TUNED_HOPPER[256] | {16: (32, 4, 4)},
 }
 # Float32 products run without tensor cores; small tiles keep them in registers.
 _TUNED_FLOAT32 = {
@@ -295,9 +295,10 @@ def _paged_attention_kernel(  # noqa: PLR0915
     # A tile's pages are looked up one tile ahead: loads of keys and values then depend on nothing
     # that is read in the same round, and stay in flight over several. With few rows registers are
     # free, and the lookup is pipelined with the loads.
-    next_entries = (f0 + begin) * BLOCK_N + columns
-    next_mask = next_entries < (f0 + full_end) * BLOCK_N
-    pages = tl.load(table_ptr + next_entries // PAGE_SIZE, mask=next_mask, other=0)
+    if LOOK_AHEAD:
+        next_entries = (f0 + begin) * BLOCK_N + columns
+        next_mask = next_entries < (f0 + full_end) * BLOCK_N
+        pages = tl.load(table_ptr + next_entries // PAGE_SIZE, mask=next_mask, other=0)
     for index in tl.range(begin, full_end, num_stages=STAGES):
         entries = (f0 + index) * BLOCK_N + columns
         if LOOK_AHEAD:
@@ -307,7 +308,8 @@ def _paged_attention_kernel(  # noqa: PLR0915
         else:
             own_pages = tl.load(table_ptr + entries // PAGE_SIZE)
         mean, total, peak = _attend_tile(
-            q, mean, total, peak, entries, own_pages, keys_ptr, values_ptr, kv_head, scale_log2,
+            q, mean, total, peak, entries, own_pages, table_ptr, keys_ptr, values_ptr, kv_head,
+            scale_log2,
             rows, row_mask, limits_ptr, firsts_ptr, window_starts_ptr, window_stops_ptr,
             num_firsts, num_windows, start, stop, window_start, window_stop,
             KV_HEADS, HEAD_DIM, PAGE_SIZE, BLOCK_D, False,
@@ -321,12 +323,9 @@ def _paged_attention_kernel(  # noqa: PLR0915
         tile = tl.where(edge >= 0, left0 + edge, tile)
         tile = tl.where(edge >= num_left, right0 + edge - num_left, tile)
         entries = tile * BLOCK_N + columns
-        # Beyond what the rows see, entries were perhaps never written and pages may not exist.
-        entry_mask = (entries >= start) & (entries < stop)
-        entry_mask |= (entries >= window_start) & (entries < window_stop)
-        own_pages = tl.load(table_ptr + entries // PAGE_SIZE, mask=entry_mask, other=0)
         mean, total, peak = _attend_tile(
-            q, mean, total, peak, entries, own_pages, keys_ptr, values_ptr, kv_head, scale_log2,
+            q, mean, total, peak, entries, entries, table_ptr, keys_ptr, values_ptr, kv_head,
+            scale_log2,
             rows, row_mask, limits_ptr, firsts_ptr, window_starts_ptr, window_stops_ptr,
             num_firsts, num_windows, start, stop, window_start, window_stop,
             KV_HEADS, HEAD_DIM, PAGE_SIZE, BLOCK_D, True,
@@ -351,7 +350,8 @@ def _attend_tile(
     total,  # [BLOCK_M]
     peak,  # [BLOCK_M]
     entries,  # [BLOCK_N]
-    pages,  # [BLOCK_N], where they lie
+    pages,  # [BLOCK_N], where they lie; looked up here where some are masked
+    table_ptr,
     keys_ptr,
     values_ptr,
     kv_head,
@@ -378,6 +378,8 @@ def _attend_tile(
     if MASKED:
         entry_mask = (entries >= start) & (entries < stop)
         entry_mask |= (entries >= window_start) & (entries < window_stop)
+        # Beyond what the rows see, entries were perhaps never written and pages may not exist.
+        pages = tl.load(table_ptr + entries // PAGE_SIZE, mask=entry_mask, other=0)
         slots = pages.to(tl.int64) * PAGE_SIZE + entries % PAGE_SIZE
         offsets = (slots * KV_HEADS + kv_head) * HEAD_DIM
         tile_offsets = offsets[:, None] + dims[None, :]

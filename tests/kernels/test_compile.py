@@ -279,10 +279,10 @@ def test_fold_of_logits(capability, tmp_path):
     "kernel", [score_filter_kernel._draw_filtered_kernel, score_top_kernel._find_top_kernel]
 )
 def test_search_of_cutoffs(kernel, capability, tmp_path):
-    """Sixteen warps leave 128 registers to a thread; two programs must not need more of a chip."""
+    """Sixteen warps leave 128 registers to a thread, and sums of all warps meet in memory."""
     block, ways, warps = score_filter_kernel.TUNED
     code = in_memory(kernel, {"BLOCK": block, "WAYS": ways}, capability, warps, tmp_path)
-    assert code.shared <= 4096
+    assert code.shared <= 16 * 2**10
 
 
 def test_order_of_top_tokens(capability, tmp_path):
