@@ -37,7 +37,7 @@ def test_all_tiles_of_a_span_are_counted_once():
     assert ideal([Span(1, 6400)] * 3, heads) == pytest.approx(3 * alone)
     times, resident = programs([Span(1, 6400)], heads)
     assert len(times) % heads.key_value == 0
-    # 100 tiles of 64 entries in each head, and one more for every program to start.
+    # 200 tiles of 32 entries in each head, and one more for every program to start.
     assert sum(times) == pytest.approx(
-        resident * (100 * heads.key_value + len(times)) * tile_time(16, 64, heads.dim)
+        resident * (200 * heads.key_value + len(times)) * tile_time(16, 32, heads.dim)
     )
