@@ -674,12 +674,13 @@ void add_low_rank(const float* x, const Matrix& beside, const LowRank& low, cons
 // What one row of logits says: peak, sum of e^(logit - peak), that sum weighted by the gaps, the
 // second largest logit, and where the peak is (its first place).
 void summarize(const float* logits, int64_t vocab, float* numbers, int64_t* argmax) {
-  Floats best = splat(-INFINITY), second = splat(-INFINITY);
+  Floats best = splat(-INFINITY), second = splat(-INFINITY), faults{};
   Ints places{}, lanes;
   for (int lane = 0; lane < LANES; ++lane) lanes[lane] = lane;
   int64_t i = 0;
   for (; i + LANES <= vocab; i += LANES) {
     const Floats x = load(logits + i);
+    faults += x - x;
     const Ints larger = x > best;
     const Floats loser = larger ? best : x;
     second = loser > second ? loser : second;
@@ -702,7 +703,11 @@ void summarize(const float* logits, int64_t vocab, float* numbers, int64_t* argm
     next = std::max(next, second[lane]);
   }
   const int64_t rest = i;
-  for (; i < vocab; ++i) meet(logits[i], i);
+  float fault = sum(faults);
+  for (; i < vocab; ++i) {
+    meet(logits[i], i);
+    fault += logits[i] - logits[i];
+  }
   Floats total{}, weighted{};
   for (i = 0; i < rest; i += LANES) {
     const Floats gap = load(logits + i) - peak;
@@ -717,24 +722,10 @@ void summarize(const float* logits, int64_t vocab, float* numbers, int64_t* argm
   const Floats mass = exp_of_negative(gap);
   total += mass;
   weighted = fma(mass > 0.0f ? gap : Floats{}, mass, weighted);
-  // A row with something that is no number has no peak; its sum says so.
-  numbers[0] = peak;
-  numbers[1] = sum(total);
-  numbers[2] = sum(weighted);
-  numbers[3] = next;
+  // x - x is zero for numbers alone: a row with something else gives nothing but such.
+  const float parts[4] = {peak, sum(total), sum(weighted), next};
+  for (int part = 0; part < 4; ++part) numbers[part] = fault == 0.0f ? parts[part] : NAN;
   *argmax = place;
-}
-
-bool has_fault(const float* x, int64_t size) {
-  Floats faults{};
-  int64_t i = 0;
-  for (; i + LANES <= size; i += LANES) {
-    const Floats part = load(x + i);
-    faults += part - part;
-  }
-  float fault = sum(faults);
-  for (; i < size; ++i) fault += x[i] - x[i];
-  return fault != 0.0f;
 }
 
 }  // namespace
@@ -827,11 +818,8 @@ void estuary_run_layers(const Layer* layers, int64_t count, float* x, float* res
 void estuary_summarize_logits(const float* logits, int64_t rows, int64_t vocab, float* numbers,
                               int64_t* argmax) {
 #pragma omp parallel for schedule(static) if (rows > 1)
-  for (int64_t row = 0; row < rows; ++row) {
+  for (int64_t row = 0; row < rows; ++row)
     summarize(logits + row * vocab, vocab, numbers + row * 4, argmax + row);
-    if (numbers[row * 4 + 1] != numbers[row * 4 + 1] || has_fault(logits + row * vocab, vocab))
-      for (int i = 0; i < 4; ++i) numbers[row * 4 + i] = NAN;
-  }
 }
 
 }  // extern "C"
