@@ -58,7 +58,7 @@ def _cell(value: object) -> str:
 
 def _without_folder(argument: str) -> str:
     """Paths of this machine say nothing to anybody else."""
-    return Path(argument).name if argument.startswith("/") else argument
+    return Path(argument).name if argument.startswith(("/", "..")) else argument
 
 
 def _module() -> str:
